@@ -1,13 +1,10 @@
 module github.com/quarklink-go/quarklink
 
-go 1.26.0
+go 1.25.0
 
 require (
 	github.com/cenkalti/backoff/v4 v4.3.0
 	github.com/smallstep/pkcs7 v0.2.3
-	github.com/stretchr/testify v1.12.1
 	github.com/youmark/pkcs8 v0.0.0-20240726163527-a2c0da244d78
-	golang.org/x/crypto v0.58.0
+	golang.org/x/crypto v0.55.0
 )
-
-require go.yaml.in/yaml/v3 v3.0.5 // indirect
