@@ -1,0 +1,286 @@
+// Package software keeps a device's keys in a [store.Store], encrypted at rest.
+//
+// It serves devices without a secure element, and tests. Keys are P-256 or
+// RSA-3072, one record per [keystore.Role], named key-esk and key-dsk: a
+// PKCS #8 EncryptedPrivateKeyInfo in PEM (RFC 5958, RFC 7468 section 11),
+// encrypted with PBES2 (RFC 8018): PBKDF2 with HMAC-SHA-256, then AES-256-CBC.
+// In a [store.Dir] such a record is a file that openssl opens:
+//
+//	openssl pkey -in DIR/key-esk -passin file:SECRET -pubout
+//
+// What protects the keys is the secret. Keep it where the records are not: in a
+// fuse, a sealed blob, a secret manager.
+package software
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/store"
+)
+
+// ErrSecret is the error for a stored key that the secret does not open. The
+// key is whole (its checksum is right): the secret is another than the one it
+// was stored with.
+var ErrSecret = errors.New("wrong secret for the stored key")
+
+// Algorithm is a kind of key to generate.
+type Algorithm uint8
+
+const (
+	P256    Algorithm = iota // ECDSA on P-256: small, quick, the default
+	RSA3072                  // RSA with 3072 bits; generating one takes seconds
+)
+
+// String returns the algorithm's name, as in "P-256".
+func (a Algorithm) String() string {
+	switch a {
+	case P256:
+		return "P-256"
+	case RSA3072:
+		return "RSA-3072"
+	}
+	return fmt.Sprintf("Algorithm(%d)", uint8(a))
+}
+
+// Options are what [New] needs besides a store.
+type Options struct {
+	// Secret returns the secret that encrypts the keys; required. It is called
+	// whenever a key is read from the store or made. The store neither keeps
+	// nor changes what it returns. An empty secret is an error. Calls never
+	// overlap.
+	Secret func(ctx context.Context) ([]byte, error)
+	// Algorithm is that of keys to be made. A stored key is used whatever its
+	// algorithm: changing it would change the device's identity.
+	Algorithm Algorithm
+	// Iterations is the PBKDF2 iteration count for keys to be made; 0 means
+	// [DefaultIterations], the most is [MaxIterations]. A secret of 32 random
+	// bytes or more cannot be guessed and may use few (1 is enough); with a
+	// shorter one fewer than 100,000 are refused.
+	Iterations int
+}
+
+const (
+	// DefaultIterations is the PBKDF2 iteration count when Options says none:
+	// OWASP's recommendation of 2023 for HMAC-SHA-256.
+	DefaultIterations = 600_000
+	// MaxIterations is the largest PBKDF2 iteration count, also of a stored
+	// key: it bounds the time that a hostile record can take.
+	MaxIterations = 10_000_000
+
+	longSecret      = 32      // bytes from which a secret needs no stretching
+	shortIterations = 100_000 // the least for a shorter one
+)
+
+// Store is a [keystore.Generator] whose keys are records of a [store.Creator].
+// It is safe for concurrent use, also by several processes on one store: keys
+// are created exclusively, so that processes which start at once end with one
+// identity.
+//
+// Opening a key is slow, as PBKDF2 is meant to be. Therefore an opened key stays
+// in memory, decrypted, as long as the Store; a record that is deleted or
+// replaced behind its back is noticed by the next Store.
+type Store struct {
+	records store.Creator
+	opts    Options
+
+	turn    chan struct{} // holds one token; who takes it owns signers
+	signers map[keystore.Role]*signer
+}
+
+var _ keystore.Generator = (*Store)(nil)
+
+// New returns a key store on st. It neither reads nor writes anything yet.
+// Options without a Secret, with an unknown Algorithm or with Iterations out of
+// range are fs.ErrInvalid.
+func New(st store.Creator, opts Options) (*Store, error) {
+	switch {
+	case st == nil:
+		return nil, fmt.Errorf("software: New needs a store: %w", fs.ErrInvalid)
+	case opts.Secret == nil:
+		return nil, fmt.Errorf("software: Options.Secret is required, keys are never stored in clear: %w", fs.ErrInvalid)
+	case opts.Algorithm > RSA3072:
+		return nil, fmt.Errorf("software: unknown %v: %w", opts.Algorithm, fs.ErrInvalid)
+	case opts.Iterations < 0 || opts.Iterations > MaxIterations:
+		return nil, fmt.Errorf("software: %d iterations, need 0 to %d: %w", opts.Iterations, MaxIterations, fs.ErrInvalid)
+	}
+	if opts.Iterations == 0 {
+		opts.Iterations = DefaultIterations
+	}
+	return &Store{
+		records: st,
+		opts:    opts,
+		turn:    make(chan struct{}, 1),
+		signers: make(map[keystore.Role]*signer),
+	}, nil
+}
+
+// Signer returns the key of that role. The error is fs.ErrNotExist if there is
+// none, [ErrSecret] if the secret is not the one it was stored with,
+// [store.ErrDamaged] if the record is damaged, fs.ErrInvalid for an unknown role.
+//
+// The signer signs digests of SHA-256, SHA-384 and SHA-512: ECDSA in ASN.1, RSA
+// with PKCS #1 v1.5 or, given *rsa.PSSOptions, PSS. It is safe for concurrent use
+// and shows nothing of the private key, also when printed.
+func (s *Store) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	done, err := s.take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("software: open %s: %w", role, err)
+	}
+	defer done()
+	signer, err := s.open(ctx, role)
+	if err != nil {
+		return nil, fmt.Errorf("software: open %s: %w", role, err)
+	}
+	return signer, nil
+}
+
+// Generate makes the key of that role and returns it once it is stored. An
+// existing key is fs.ErrExist and stays as it is, also one that is damaged or
+// that the secret does not open. If the context ends no key is stored.
+func (s *Store) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	done, err := s.take(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("software: generate %s: %w", role, err)
+	}
+	defer done()
+	signer, err := s.generate(ctx, role)
+	if err != nil {
+		return nil, fmt.Errorf("software: generate %s: %w", role, err)
+	}
+	return signer, nil
+}
+
+// take waits for the caller's turn, or until the context ends.
+func (s *Store) take(ctx context.Context) (done func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
+	if signer, ok := s.signers[role]; ok {
+		return signer, nil
+	}
+	name, err := recordName(role)
+	if err != nil {
+		return nil, err
+	}
+	record, err := s.records.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := parseRecord(name, record)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := s.secret(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, err := await(ctx, func() (crypto.Signer, error) { return unseal(sealed, secret) })
+	if err != nil {
+		return nil, fmt.Errorf("record %q: %w", name, err)
+	}
+	s.signers[role] = &signer{key}
+	return s.signers[role], nil
+}
+
+func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, error) {
+	name, err := recordName(role)
+	if err != nil {
+		return nil, err
+	}
+	// Create decides; asking first spares the work.
+	switch _, err := s.records.Get(ctx, name); {
+	case err == nil:
+		return nil, fmt.Errorf("record %q: %w", name, fs.ErrExist)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	secret, err := s.secret(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(secret) < longSecret && s.opts.Iterations < shortIterations {
+		return nil, fmt.Errorf("%d iterations are too few for a secret of %d bytes: use %d, or a random secret of %d bytes",
+			s.opts.Iterations, len(secret), DefaultIterations, longSecret)
+	}
+	var key crypto.Signer
+	record, err := await(ctx, func() ([]byte, error) {
+		var err error
+		if key, err = generateKey(s.opts.Algorithm); err != nil {
+			return nil, err
+		}
+		return makeRecord(name, key, secret, s.opts.Iterations)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.records.Create(ctx, name, record); err != nil {
+		return nil, err
+	}
+	s.signers[role] = &signer{key}
+	return s.signers[role], nil
+}
+
+func (s *Store) secret(ctx context.Context) ([]byte, error) {
+	secret, err := s.opts.Secret(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get the secret: %w", err)
+	}
+	if len(secret) == 0 {
+		return nil, errors.New("get the secret: it is empty; keys are never stored in clear")
+	}
+	return secret, nil
+}
+
+func recordName(role keystore.Role) (string, error) {
+	switch role {
+	case keystore.Enrolment, keystore.Device:
+		return "key-" + string(role), nil
+	}
+	return "", fmt.Errorf("unknown role %q: %w", role, fs.ErrInvalid)
+}
+
+func generateKey(a Algorithm) (crypto.Signer, error) {
+	if a == RSA3072 {
+		return rsa.GenerateKey(rand.Reader, 3072)
+	}
+	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+}
+
+// await runs f, which does not know of contexts, and returns early if the
+// context ends; f then runs to its end unheard.
+func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type outcome struct {
+		value T
+		err   error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		value, err := f()
+		done <- outcome{value, err}
+	}()
+	select {
+	case o := <-done:
+		return o.value, o.err
+	case <-ctx.Done():
+		var zero T
+		return zero, ctx.Err()
+	}
+}
