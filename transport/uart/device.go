@@ -1,0 +1,401 @@
+package uart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// Device is the asking side: the firmware that wants to be provisioned. One
+// value serves one conversation, with one tool; Port is required, the other
+// fields may stay zero. Its methods ask for one value each, in any order.
+//
+// A request that gets no answer within Timeout is sent again, Tries times in
+// all. What comes meanwhile is skipped if it is a line of a console that shares
+// the wire ("I (1234) wifi: …", perhaps coloured) or cannot be a value of the
+// key. After a request had to be repeated, the next one is preceded by a wait
+// until the line (console lines apart) has been silent for one Timeout, so that
+// a late answer to the one is not taken for an answer to the other.
+//
+// A reply ends at "\n", "\r\n" or NUL. Of a tool that sends none of them, the
+// first reply ends at the Timeout and each later one at a gap of 100 ms.
+//
+// Besides the errors that each method names, a method returns the error of the
+// context, or of the port. A Device is not safe for concurrent use.
+type Device struct {
+	// Port is the line.
+	Port Port
+	// Timeout is how long to wait for an answer before the request is sent
+	// again. 0 means 3 s.
+	Timeout time.Duration
+	// Tries is how often a request is sent at most. 0 means 5.
+	Tries int
+	// CheckRoot, if not nil, is a further check of the root certificate, such as
+	// x509.ParseCertificate: a certificate that it refuses is skipped like any
+	// other invalid line, and the error is wrapped in the one that RootCA
+	// returns in the end. Without it only the outer DER structure is checked.
+	CheckRoot func(der []byte) error
+
+	ending ending  // how this tool ends its replies, as far as it is known
+	late   bool    // an answer to an earlier request may still come
+	chunk  []byte  // what Read has brought
+	line   lineBuf // what of it is not a whole line yet
+	bad    error   // what was wrong with the last line that was not a value
+}
+
+// ending is how a tool ends its replies.
+type ending int
+
+const (
+	endingUnknown ending = iota
+	endingTerminator
+	endingGap
+)
+
+// Endpoint asks for the host name of the instance: at most 127 characters, a
+// name by RFC 1123 or an IPv4 address. Errors: [ErrRefused], [ErrUnsupported],
+// [ErrNoAnswer], [ErrReply].
+func (d *Device) Endpoint(ctx context.Context) (string, error) {
+	return ask(ctx, d, KeyEndpoint, parseHost)
+}
+
+// InstancePort asks for the TCP port of the instance; an empty reply means
+// [DefaultPort]. Errors are those of Endpoint.
+func (d *Device) InstancePort(ctx context.Context) (uint16, error) {
+	return ask(ctx, d, KeyPort, parsePort)
+}
+
+// RootCA asks for the root certificate of the instance and returns its DER. The
+// reply is base64, of the DER or of PEM text with exactly one certificate.
+// Errors are those of Endpoint; see also CheckRoot.
+func (d *Device) RootCA(ctx context.Context) (der []byte, err error) {
+	return ask(ctx, d, KeyRootCA, func(line []byte) ([]byte, error) {
+		der, err := parseRoot(line)
+		if err == nil && d.CheckRoot != nil {
+			err = d.CheckRoot(der)
+		}
+		return der, err
+	})
+}
+
+// SSID asks for the name of the Wi-Fi network: 1 to 32 bytes, which need not be
+// text. Errors are those of Endpoint.
+func (d *Device) SSID(ctx context.Context) (string, error) {
+	return ask(ctx, d, KeySSID, parseSSID)
+}
+
+// Password asks for the password of the Wi-Fi network: 8 to 63 characters, 64
+// hex digits, or "" for an open network. It is a secret; no error contains it.
+// Errors are those of Endpoint.
+func (d *Device) Password(ctx context.Context) (string, error) {
+	return ask(ctx, d, KeyPassword, parsePassword)
+}
+
+// SendDeviceID tells the tool the DeviceID, 64 lower-case hex digits (anything
+// else is fs.ErrInvalid), and waits until the tool acknowledges it by a reply of
+// any text. [ErrRefused] means that the tool does not want this device;
+// [ErrNotAcknowledged] that no reply came, which a device may log and ignore.
+func (d *Device) SendDeviceID(ctx context.Context, id string) error {
+	if err := checkDeviceID(id); err != nil {
+		return fmt.Errorf("uart: %w: %w", err, fs.ErrInvalid)
+	}
+	err := d.exchange(ctx, KeyDeviceID, request(KeyDeviceID+":"+id), func([]byte) error { return nil })
+	if errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrReply) {
+		return fmt.Errorf("%w: %w", ErrNotAcknowledged, err)
+	}
+	return err
+}
+
+// ask asks for one key and returns the first line that parse accepts.
+func ask[T any](ctx context.Context, d *Device, key string, parse func(line []byte) (T, error)) (T, error) {
+	var value T
+	err := d.exchange(ctx, key, request(key), func(line []byte) error {
+		v, err := parse(line)
+		if err == nil {
+			value = v
+		}
+		return err
+	})
+	return value, err
+}
+
+func (d *Device) timeout() time.Duration {
+	if d.Timeout > 0 {
+		return d.Timeout
+	}
+	return 3 * time.Second
+}
+
+func (d *Device) tries() int {
+	if d.Tries > 0 {
+		return d.Tries
+	}
+	return 5
+}
+
+// exchange sends the request, again and again if it must, until accept has
+// returned nil for a line. The line is accept's only during the call.
+func (d *Device) exchange(ctx context.Context, key string, request []byte, accept func(line []byte) error) error {
+	if d.chunk == nil {
+		d.chunk = make([]byte, 256)
+		d.line.buf = make([]byte, 0, 128) // a password leaves no copies behind by growth
+	}
+	defer func() { // either may hold the password
+		clear(d.chunk)
+		d.line.wipe()
+	}()
+	release := interrupt(ctx, d.Port)
+	defer release()
+
+	if err := d.settle(ctx); err != nil {
+		return fmt.Errorf("uart: before asking for %s: %w", key, err)
+	}
+	d.bad = nil
+	for try := range d.tries() {
+		if err := d.write(ctx, request); err != nil {
+			return fmt.Errorf("uart: %s: %w", key, err)
+		}
+		answered, err := d.await(ctx, accept)
+		if answered {
+			d.late = try > 0
+		}
+		if err != nil {
+			return fmt.Errorf("uart: %s: %w", key, err)
+		}
+		if answered {
+			return nil
+		}
+	}
+	if d.bad != nil {
+		return fmt.Errorf("uart: %s: %w to %d requests: the last line: %w", key, ErrReply, d.tries(), d.bad)
+	}
+	return fmt.Errorf("uart: %s: %w to %d requests, %v apart: is it running, and set to the same baud rate?", key, ErrNoAnswer, d.tries(), d.timeout())
+}
+
+// settle discards what is left on the line from before: what is there already,
+// or, if an answer may still come, all that comes until the line is silent for
+// one time-out. Console lines do not count as noise.
+func (d *Device) settle(ctx context.Context) error {
+	silence := 20 * time.Millisecond // more than the latency of a USB adapter
+	limit := d.timeout()
+	if d.late {
+		silence, limit = d.timeout(), time.Duration(d.tries())*d.timeout()
+	}
+	start := time.Now()
+	heard := start  // when something other than console lines came last
+	before := start // the same when the current line began
+	d.line.reset()
+	for {
+		now := time.Now()
+		if now.Sub(heard) >= silence {
+			d.late = false
+			return nil
+		}
+		if now.Sub(start) >= silence+limit {
+			if !d.late {
+				return nil // a console that never rests; await copes with it
+			}
+			return fmt.Errorf("%w: the line does not fall silent", ErrReply)
+		}
+		n, err := d.read(ctx, heard.Add(silence))
+		if err != nil {
+			return err
+		}
+		now = time.Now()
+		for _, b := range d.chunk[:n] {
+			heard = now
+			if !d.line.add(b) {
+				continue
+			}
+			if isConsole(d.line.bytes()) {
+				heard = before
+			}
+			before = heard
+			d.line.reset()
+		}
+	}
+}
+
+// write sends the request. From then on an answer may come.
+func (d *Device) write(ctx context.Context, request []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	d.late = true
+	if _, err := d.Port.Write(request); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}
+
+// await reads lines for one time-out, or for up to two while a reply is still
+// coming in. It returns true when a line was an answer: accepted (nil), or a
+// refusal (its error). False with an error means that the port or the context
+// ends the conversation.
+func (d *Device) await(ctx context.Context, accept func(line []byte) error) (answered bool, err error) {
+	end := time.Now().Add(d.timeout())
+	last := time.Now()              // when the last byte came
+	if !isConsole(d.line.bytes()) { // the rest of a console line may be to come
+		d.line.reset()
+	}
+	for {
+		until := d.waitUntil(end, last)
+		n := 0
+		if time.Now().Before(until) {
+			if n, err = d.read(ctx, until); err != nil {
+				return false, err
+			}
+		}
+		if n == 0 {
+			silent := time.Since(last) >= gap
+			if answered, err := d.judgePart(silent, accept); answered {
+				return true, err
+			}
+			if !time.Now().Before(end) {
+				if silent {
+					d.line.reset()
+				}
+				return false, nil
+			}
+			continue
+		}
+		last = time.Now()
+		for _, b := range d.chunk[:n] {
+			if !d.line.add(b) {
+				continue
+			}
+			answered, err := d.judgeLine(accept)
+			if answered {
+				d.ending = endingTerminator
+				return true, err
+			}
+		}
+	}
+}
+
+// waitUntil returns how long await waits for the next byte: until the end of the
+// time-out, but while a reply is coming in until the gap that ends it.
+func (d *Device) waitUntil(end, last time.Time) time.Time {
+	if d.line.empty() || isConsole(d.line.bytes()) {
+		return end
+	}
+	until := last.Add(gap)
+	if d.ending != endingGap && until.Before(end) {
+		return end
+	}
+	if hard := end.Add(d.timeout()); until.After(hard) {
+		return hard
+	}
+	return until
+}
+
+// judgeLine judges a line that has come in whole and makes room for the next.
+func (d *Device) judgeLine(accept func(line []byte) error) (answered bool, err error) {
+	line := d.line.bytes()
+	if isConsole(line) {
+		d.line.reset()
+		return false, nil
+	}
+	answered, err = d.judge(accept)
+	if answered {
+		return true, err
+	}
+	// A console line may break into a reply: keep what came before it.
+	d.line.cut(max(0, consoleIndex(line)))
+	return false, nil
+}
+
+// judgePart judges a line that has not ended when it was time for it to end.
+func (d *Device) judgePart(silent bool, accept func(line []byte) error) (answered bool, err error) {
+	switch {
+	case d.line.empty(), isConsole(d.line.bytes()):
+		return false, nil
+	case d.ending == endingTerminator || !silent:
+		d.bad = fmt.Errorf("%d bytes, but no end", len(d.line.bytes()))
+	default:
+		if answered, err = d.judge(accept); answered {
+			d.ending = endingGap
+			return true, err
+		}
+	}
+	d.line.reset()
+	return false, nil
+}
+
+// judge tells an answer from a line to skip, and notes why it skips it.
+func (d *Device) judge(accept func(line []byte) error) (answered bool, err error) {
+	if d.line.long {
+		d.bad = fmt.Errorf("longer than %d bytes", DeviceMaxReply)
+		return false, nil
+	}
+	switch string(d.line.bytes()) {
+	case replyRefused:
+		return true, ErrRefused
+	case replyUnsupported:
+		return true, ErrUnsupported
+	}
+	if err := accept(d.line.bytes()); err != nil {
+		d.bad = err
+		return false, nil
+	}
+	return true, nil
+}
+
+// read reads into d.chunk. At the deadline it returns 0 and no error.
+func (d *Device) read(ctx context.Context, until time.Time) (int, error) {
+	if err := setReadDeadline(d.Port, until); err != nil {
+		return 0, err
+	}
+	// After the deadline is set: if ctx ends later, interrupt moves it.
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := d.Port.Read(d.chunk)
+	switch {
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	case n > 0, errors.Is(err, os.ErrDeadlineExceeded):
+		return n, nil
+	case err != nil:
+		return 0, fmt.Errorf("read: %w", err)
+	}
+	return 0, nil
+}
+
+// lineBuf collects a line of at most DeviceMaxReply bytes.
+type lineBuf struct {
+	buf  []byte // with room for a '\r' before the end
+	long bool   // more came than fits
+}
+
+// add takes one byte and reports whether it ends the line.
+func (l *lineBuf) add(b byte) (whole bool) {
+	switch {
+	case b == '\n':
+		if n := len(l.buf); n > 0 && l.buf[n-1] == '\r' {
+			l.buf = l.buf[:n-1]
+		}
+		l.long = l.long || len(l.buf) > DeviceMaxReply
+		return true
+	case b == 0:
+		l.long = l.long || len(l.buf) > DeviceMaxReply
+		return true
+	case len(l.buf) > DeviceMaxReply:
+		l.long = true
+	default:
+		l.buf = append(l.buf, b)
+	}
+	return false
+}
+
+func (l *lineBuf) bytes() []byte { return l.buf }
+func (l *lineBuf) empty() bool   { return len(l.buf) == 0 }
+func (l *lineBuf) reset()        { l.cut(0) }
+func (l *lineBuf) cut(n int)     { l.buf, l.long = l.buf[:n], false }
+func (l *lineBuf) wipe()         { clear(l.buf[:cap(l.buf)]); l.reset() }
