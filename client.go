@@ -1,0 +1,334 @@
+package quarklink
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/store"
+	"github.com/quarklink-go/quarklink/transport"
+)
+
+// DefaultPort is the TCP port of an instance that names no other.
+const DefaultPort = 6000
+
+// Instance says where a QuarkLink instance is and how to know it.
+type Instance struct {
+	// Endpoint is the host name or IP address, without a port. Required.
+	Endpoint string
+	// Port is the TCP port. 0: DefaultPort.
+	Port uint16
+	// Root is the instance's root certificate, the only one that the client
+	// trusts for the instance. Required, unless Config.Transport is a
+	// transport.Authenticator.
+	Root *x509.Certificate
+}
+
+// addr returns "host:port".
+func (i Instance) addr() string {
+	return net.JoinHostPort(i.Endpoint, strconv.Itoa(int(i.Port)))
+}
+
+func (i Instance) origin() string { return "https://" + i.addr() }
+
+func (i Instance) check(rootNeeded bool) error {
+	u, err := url.Parse(i.origin())
+	if err != nil || i.Endpoint == "" || u.Hostname() != i.Endpoint || u.Path != "" {
+		return fmt.Errorf("instance endpoint %q is no host name or IP address", i.Endpoint)
+	}
+	if i.Root == nil && rootNeeded {
+		return errors.New("instance without a root certificate: there would be nothing to trust")
+	}
+	return nil
+}
+
+// FirmwareInfo is what a device says of the firmware that runs now. Whatever is
+// zero is not said.
+type FirmwareInfo struct {
+	Version string   // such as "1.8.0"; printable ASCII
+	SHA256  [32]byte // of the image as it was downloaded
+	// Chip is the chip's name as image manifests have it, such as "esp32c3".
+	Chip string
+	// VirtualEFuse: the device's eFuses are emulated in flash. Images for real
+	// eFuses break such a device and the other way round.
+	VirtualEFuse bool
+}
+
+// Config says what a Client works with.
+type Config struct {
+	// KeyStore holds the device's keys. Required. A keystore.Generator makes
+	// them when they are absent.
+	KeyStore keystore.KeyStore
+	// Instance overrides the one in Store and is not stored. Nil: the stored
+	// one, which Provision or SetInstance puts there.
+	Instance *Instance
+	// Store keeps the client's records. Nil: memory only.
+	Store store.Store
+	// Transport carries the stream to the instance. Nil: TCP. Over a plain
+	// Transport the client runs TLS, pinned to Instance.Root; a
+	// transport.Authenticator brings its own trust, and then SetInstance and
+	// provisioning an instance fail.
+	Transport transport.Transport
+	// Firmware is what runs now.
+	Firmware FirmwareInfo
+	// MinTLS is the lowest TLS version for the instance. 0: TLS 1.3.
+	MinTLS uint16
+	// Logger gets one record for each step. Nil: silent.
+	Logger *slog.Logger
+	// Now tells the time, against which certificates are checked. Nil: time.Now.
+	Now func() time.Time
+}
+
+// Client is one device's link to its instance.
+//
+// It is safe for concurrent use. Calls that use the network or change state run
+// one at a time, in no particular order; a call that waits for its turn obeys
+// its context.
+type Client struct {
+	keys      keystore.KeyStore
+	store     store.Store
+	transport transport.Transport
+	firmware  FirmwareInfo
+	minTLS    uint16
+	log       *slog.Logger
+	now       func() time.Time
+
+	id   DeviceID
+	esk  crypto.Signer
+	life context.Context // ends with Close
+	end  context.CancelFunc
+	turn chan struct{} // holds one token while a call runs
+
+	// What the running call alone uses.
+	identity *tls.Certificate // self-signed, made at first use
+	session  *session         // the one open connection, if any
+
+	mu    sync.Mutex // guards what follows
+	state state
+}
+
+// state is what the records say; an error stands for a damaged one.
+type state struct {
+	instance     *Instance
+	instanceErr  error
+	network      *Network
+	enrolment    *Enrolment // possibly incomplete
+	enrolmentErr error
+}
+
+// New loads the stored state and opens the enrolment key. It makes that key if
+// it is absent and the KeyStore is a keystore.Generator; if it is absent
+// otherwise, New fails with fs.ErrNotExist. A key that is there but damaged, or
+// whose store does not answer, fails New: a new key would be a new identity.
+//
+// New uses no network and works without an Instance; the calls that need one
+// then return ErrNotInitialised. A damaged instance or enrolment record does
+// not fail New but the calls that need it, with ErrStorage, until it is
+// replaced; a damaged network is asked for anew. ctx bounds New alone, not the
+// Client's life.
+func New(ctx context.Context, cfg Config) (*Client, error) {
+	const op = "new client"
+	c := &Client{
+		keys: cfg.KeyStore, store: cfg.Store, transport: cfg.Transport,
+		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger, now: cfg.Now,
+		turn: make(chan struct{}, 1),
+	}
+	if c.keys == nil {
+		return nil, fail(ctx, op, CodeInvalidParameter, errors.New("Config.KeyStore is nil"))
+	}
+	if err := c.firmware.check(); err != nil {
+		return nil, fail(ctx, op, CodeInvalidParameter, err)
+	}
+	if c.store == nil {
+		c.store = new(store.Mem)
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.now == nil {
+		c.now = time.Now
+	}
+	esk, err := c.key(ctx, keystore.Enrolment)
+	if err != nil {
+		return nil, fail(ctx, op, CodeGeneral, err)
+	}
+	c.esk = esk
+	if c.id, err = DeviceIDOf(esk.Public()); err != nil {
+		return nil, err
+	}
+	if err := c.load(ctx); err != nil {
+		return nil, fail(ctx, op, CodeStorage, err)
+	}
+	if cfg.Instance != nil {
+		i := cfg.Instance.normal()
+		if err := i.check(!c.bringsTrust()); err != nil {
+			return nil, fail(ctx, op, CodeInvalidParameter, err)
+		}
+		c.state.instance, c.state.instanceErr = &i, nil
+	}
+	c.life, c.end = context.WithCancel(context.WithoutCancel(ctx))
+	c.log.LogAttrs(ctx, slog.LevelInfo, "device identity", slog.String("deviceID", string(c.id)))
+	return c, nil
+}
+
+// key opens the key of that role, or makes it if it is absent and the store is
+// able to.
+func (c *Client) key(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	signer, err := c.keys.Signer(ctx, role)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return signer, wrapStep("open key "+string(role), err)
+	}
+	generator, ok := c.keys.(keystore.Generator)
+	if !ok {
+		return nil, fmt.Errorf("key %s is absent and the key store cannot make it: %w", role, err)
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "make key", slog.String("role", string(role)))
+	signer, err = generator.Generate(ctx, role)
+	if errors.Is(err, fs.ErrExist) { // another process was faster
+		signer, err = c.keys.Signer(ctx, role)
+	}
+	return signer, wrapStep("make key "+string(role), err)
+}
+
+func wrapStep(step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", step, err)
+}
+
+// DeviceID returns the device's identity.
+func (c *Client) DeviceID() DeviceID { return c.id }
+
+// Instance returns the instance in use, with its Port filled in. Without one
+// the error is ErrNotInitialised; ErrStorage if the stored one is damaged.
+func (c *Client) Instance() (Instance, error) {
+	i, err := c.useInstance()
+	if err != nil {
+		return Instance{}, &Error{Op: "instance", Code: CodeNotInitialised, Err: err}
+	}
+	return i, nil
+}
+
+func (c *Client) useInstance() (Instance, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.state.instanceErr != nil:
+		return Instance{}, c.state.instanceErr
+	case c.state.instance == nil:
+		return Instance{}, withCode(CodeNotInitialised, errors.New("provision the device or call SetInstance"))
+	}
+	return *c.state.instance, nil
+}
+
+// SetInstance stores another instance and uses it from now on. Keys, network
+// and enrolment stay as they are. An instance without an endpoint or a root is
+// ErrInvalidParameter, and so is any when Config.Transport is an
+// Authenticator, whose trust could not follow.
+func (c *Client) SetInstance(ctx context.Context, i Instance) error {
+	return c.run(ctx, "set instance", func(ctx context.Context) error { return c.setInstance(ctx, i) })
+}
+
+func (c *Client) setInstance(ctx context.Context, i Instance) error {
+	if c.bringsTrust() {
+		return withCode(CodeInvalidParameter, errors.New("the transport brings its own trust: make a new Client with another transport"))
+	}
+	i = i.normal()
+	if err := i.check(true); err != nil {
+		return withCode(CodeInvalidParameter, err)
+	}
+	if err := c.put(ctx, recordInstance, encodeInstance(i)); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.state.instance, c.state.instanceErr = &i, nil
+	c.mu.Unlock()
+	c.closeSession()
+	return nil
+}
+
+func (i Instance) normal() Instance {
+	if i.Port == 0 {
+		i.Port = DefaultPort
+	}
+	return i
+}
+
+// ForgetEnrolment deletes what Enrol stored: the device certificate, what came
+// with it, and the CSR. It keeps both keys, the instance and the network.
+func (c *Client) ForgetEnrolment(ctx context.Context) error {
+	return c.run(ctx, "forget enrolment", func(ctx context.Context) error {
+		if err := c.delete(ctx, recordEnrolment, recordCSR); err != nil {
+			return err
+		}
+		c.setEnrolment(nil)
+		return nil
+	})
+}
+
+// ForgetInstance deletes the stored instance, and stops using it even if it
+// came from Config. It keeps the keys, the network and the enrolment.
+func (c *Client) ForgetInstance(ctx context.Context) error {
+	return c.run(ctx, "forget instance", func(ctx context.Context) error {
+		if err := c.delete(ctx, recordInstance); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		c.state.instance, c.state.instanceErr = nil, nil
+		c.mu.Unlock()
+		c.closeSession()
+		return nil
+	})
+}
+
+// Close ends the call that is running, if any, and closes the connection. Later
+// calls that need the network or change state return an error that is
+// net.ErrClosed. It does not close the KeyStore, the Store or the Transport.
+// Closing again does nothing.
+func (c *Client) Close() error {
+	c.end()
+	c.turn <- struct{}{}
+	c.closeSession()
+	<-c.turn
+	return nil
+}
+
+// run runs one call at a time, ends it with ctx or Close, and makes its error
+// an *Error.
+func (c *Client) run(ctx context.Context, op string, call func(context.Context) error) error {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return fail(ctx, op, CodeGeneral, ctx.Err())
+	case <-c.life.Done():
+	}
+	if c.life.Err() != nil {
+		return fail(ctx, op, CodeGeneral, fmt.Errorf("client: %w", net.ErrClosed))
+	}
+	callCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
+	err := call(callCtx)
+	if err == nil {
+		return nil
+	}
+	if c.life.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("client: %w", net.ErrClosed)
+	}
+	err = fail(ctx, op, CodeGeneral, err)
+	c.log.LogAttrs(ctx, slog.LevelWarn, op+" failed", slog.Any("error", err))
+	return err
+}

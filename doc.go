@@ -1,0 +1,2 @@
+// Package quarklink links a device to its QuarkLink instance.
+package quarklink

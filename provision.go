@@ -1,0 +1,149 @@
+package quarklink
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/quarklink-go/quarklink/transport/uart"
+)
+
+// Network is what a device needs to join its Wi-Fi.
+type Network struct {
+	SSID     string // 1 to 32 bytes, not always text
+	Password Secret // empty for an open network
+}
+
+// Secret is text that no log and no error shows: formatted with any verb, logged
+// with slog or marshalled to JSON it is "[redacted]". string(s) is the text
+// itself.
+type Secret string
+
+const redacted = "[redacted]"
+
+// String returns "[redacted]".
+func (Secret) String() string { return redacted }
+
+// Format writes "[redacted]" whatever the verb.
+func (Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, redacted) }
+
+// LogValue returns "[redacted]".
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText returns "[redacted]", so that JSON and other encodings have that.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// ProvisionOptions change how Provision asks.
+type ProvisionOptions struct {
+	// Timeout is how long it waits for an answer before it asks again. 0: 3 s.
+	Timeout time.Duration
+	// Tries is how often it asks one question. 0: 5.
+	Tries int
+	// NoNetwork: the device needs no Wi-Fi (it has a cable, or a modem), so
+	// that is not asked for and the Network returned is empty.
+	NoNetwork bool
+	// NewNetwork: the stored Wi-Fi did not work, ask for another even so.
+	NewNetwork bool
+}
+
+// Provision holds the Initial Enrolment Firmware's conversation with the
+// provisioning tool at the other end of a serial line: it asks for the Wi-Fi
+// and for the instance, each only if it is not stored, stores what it learns,
+// and sends the DeviceID, so that the tool can put it into a batch. It returns
+// the Wi-Fi to join.
+//
+// What has been learnt is stored before the next thing is asked, so that a
+// conversation which breaks off is carried on by the next Provision. A tool that
+// does not answer is ErrCommunication; a root certificate or a port that is none
+// is skipped as noise on the line and asked for again. That the tool does not
+// acknowledge the DeviceID is logged and is no error.
+//
+// The line settings (115200 baud 8N1 by default) are the port's business.
+func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptions) (Network, error) {
+	var network Network
+	err := c.run(ctx, "provision", func(ctx context.Context) error {
+		tool := &uart.Device{Port: port, Timeout: o.Timeout, Tries: o.Tries, CheckRoot: checkRoot}
+		if !o.NoNetwork {
+			var err error
+			if network, err = c.provisionNetwork(ctx, tool, o.NewNetwork); err != nil {
+				return err
+			}
+		}
+		if err := c.provisionInstance(ctx, tool); err != nil {
+			return err
+		}
+		c.log.LogAttrs(ctx, slog.LevelInfo, "send DeviceID", slog.String("deviceID", string(c.id)))
+		if err := tool.SendDeviceID(ctx, string(c.id)); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			c.log.LogAttrs(ctx, slog.LevelWarn, "DeviceID not acknowledged", slog.Any("error", err))
+		}
+		return nil
+	})
+	if err != nil {
+		return Network{}, err
+	}
+	return network, nil
+}
+
+func checkRoot(der []byte) error {
+	_, err := x509.ParseCertificate(der)
+	return err
+}
+
+func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again bool) (Network, error) {
+	c.mu.Lock()
+	stored := c.state.network
+	c.mu.Unlock()
+	if stored != nil && !again {
+		return *stored, nil
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "ask for the Wi-Fi")
+	ssid, err := tool.SSID(ctx)
+	if err != nil {
+		return Network{}, withCode(CodeCommunication, fmt.Errorf("ask for the SSID: %w", err))
+	}
+	password, err := tool.Password(ctx)
+	if err != nil {
+		return Network{}, withCode(CodeCommunication, fmt.Errorf("ask for the Wi-Fi password: %w", err))
+	}
+	n := Network{SSID: ssid, Password: Secret(password)}
+	if err := c.put(ctx, recordNetwork, encodeNetwork(n)); err != nil {
+		return Network{}, err
+	}
+	c.mu.Lock()
+	c.state.network = &n
+	c.mu.Unlock()
+	return n, nil
+}
+
+func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device) error {
+	if _, err := c.useInstance(); err == nil {
+		return nil
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "ask for the instance")
+	endpoint, err := tool.Endpoint(ctx)
+	if err != nil {
+		return withCode(CodeCommunication, fmt.Errorf("ask for the endpoint: %w", err))
+	}
+	port, err := tool.InstancePort(ctx)
+	if errors.Is(err, uart.ErrRefused) || errors.Is(err, uart.ErrUnsupported) {
+		port, err = DefaultPort, nil // the tool may leave the port out
+	}
+	if err != nil {
+		return withCode(CodeCommunication, fmt.Errorf("ask for the port: %w", err))
+	}
+	der, err := tool.RootCA(ctx)
+	if err != nil {
+		return withCode(CodeCommunication, fmt.Errorf("ask for the root certificate: %w", err))
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		return withCode(CodeCommunication, fmt.Errorf("root certificate: %w", err))
+	}
+	return c.setInstance(ctx, Instance{Endpoint: endpoint, Port: port, Root: root})
+}

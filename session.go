@@ -1,0 +1,186 @@
+package quarklink
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/quarklink-go/quarklink/internal/api"
+	"github.com/quarklink-go/quarklink/internal/est"
+	"github.com/quarklink-go/quarklink/internal/retry"
+	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/transport"
+)
+
+// session is one client certificate's conversation with the instance, over one
+// connection: a cable carries one stream.
+type session struct {
+	id        *tls.Certificate
+	transport *http.Transport
+	est       *est.Client
+	api       *api.Client
+}
+
+const maxHeader = 64 << 10 // bytes of a response's header
+
+// open returns the session that shows id, closing one that shows another
+// certificate first.
+func (c *Client) open(id *tls.Certificate) (*session, error) {
+	if c.session != nil && c.session.id == id {
+		return c.session, nil
+	}
+	c.closeSession()
+	instance, err := c.useInstance()
+	if err != nil {
+		return nil, err
+	}
+	stream := c.trusted(instance).As(id)
+	t := &http.Transport{
+		DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return stream.Dial(ctx) },
+		MaxConnsPerHost:        1,
+		MaxIdleConnsPerHost:    1,
+		IdleConnTimeout:        time.Minute,
+		MaxResponseHeaderBytes: maxHeader,
+		// The instance's bodies are signatures and firmware, which do not
+		// compress, and a decompressed length could not be bounded before.
+		DisableCompression: true,
+	}
+	hc := &http.Client{Transport: t, CheckRedirect: est.SameOrigin}
+	origin := instance.origin()
+	c.session = &session{
+		id:        id,
+		transport: t,
+		est:       &est.Client{HTTP: hc, Base: origin + "/.well-known/est", Now: c.now},
+		api:       &api.Client{HTTP: hc, Base: origin + "/quarklink/v1", Firmware: c.firmware.header(), Now: c.now},
+	}
+	return c.session, nil
+}
+
+func (c *Client) closeSession() {
+	if c.session != nil {
+		c.session.transport.CloseIdleConnections()
+		c.session = nil
+	}
+}
+
+// trusted returns a transport that verifies its peer: the caller's own, or TLS
+// pinned to the instance's root.
+func (c *Client) trusted(i Instance) transport.Authenticator {
+	if a, ok := c.transport.(transport.Authenticator); ok {
+		return a
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(i.Root)
+	return transport.TLS{
+		Addr:       i.addr(),
+		ServerName: i.Endpoint,
+		Roots:      roots,
+		Under:      c.transport,
+		MinVersion: c.minTLS,
+		Time:       c.now,
+	}
+}
+
+func (c *Client) bringsTrust() bool {
+	_, ok := c.transport.(transport.Authenticator)
+	return ok
+}
+
+// ask runs one step of a conversation with the instance, again where that can
+// help.
+func (c *Client) ask(ctx context.Context, step string, request func(context.Context) error) error {
+	try := 0
+	err := retry.Do(ctx, func(ctx context.Context) error {
+		try++
+		c.log.LogAttrs(ctx, slog.LevelInfo, step, slog.Int("try", try))
+		return request(ctx)
+	})
+	if err != nil {
+		return withCode(CodeCommunication, fmt.Errorf("%s: %w", step, err))
+	}
+	return nil
+}
+
+// identitySession is the session that shows the device's self-signed identity
+// certificate.
+func (c *Client) identitySession() (*session, error) {
+	if c.identity == nil {
+		id, err := c.selfSigned()
+		if err != nil {
+			return nil, fmt.Errorf("make the identity certificate: %w", err)
+		}
+		c.identity = id
+	}
+	return c.open(c.identity)
+}
+
+// The identity certificate says only which key its holder has, so its validity
+// is that of RFC 5280 section 4.1.2.5 for "no well-defined expiration", and a
+// device whose clock is wrong still has one.
+var (
+	identityFrom = time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)
+	identityTo   = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+)
+
+func (c *Client) selfSigned() (*tls.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber:       big.NewInt(1),
+		Subject:            pkix.Name{CommonName: string(c.id)},
+		NotBefore:          identityFrom,
+		NotAfter:           identityTo,
+		KeyUsage:           x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:        []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		SignatureAlgorithm: signatureAlgorithm(c.esk),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, c.esk.Public(), c.esk)
+	if err != nil {
+		return nil, err
+	}
+	return tlsCertificate(c.esk, der), nil
+}
+
+// tlsCertificate pairs a signer with its certificate and those that follow it.
+func tlsCertificate(signer crypto.Signer, chain ...[]byte) *tls.Certificate {
+	cert := &tls.Certificate{Certificate: chain, PrivateKey: signer}
+	if r, ok := signer.(keystore.Restricted); ok {
+		for _, s := range r.SignatureSchemes() {
+			cert.SupportedSignatureAlgorithms = append(cert.SupportedSignatureAlgorithms, tls.SignatureScheme(s))
+		}
+	}
+	return cert
+}
+
+var certificateAlgorithms = map[tls.SignatureScheme]x509.SignatureAlgorithm{
+	tls.ECDSAWithP256AndSHA256: x509.ECDSAWithSHA256,
+	tls.ECDSAWithP384AndSHA384: x509.ECDSAWithSHA384,
+	tls.ECDSAWithP521AndSHA512: x509.ECDSAWithSHA512,
+	tls.PKCS1WithSHA256:        x509.SHA256WithRSA,
+	tls.PKCS1WithSHA384:        x509.SHA384WithRSA,
+	tls.PKCS1WithSHA512:        x509.SHA512WithRSA,
+	tls.PSSWithSHA256:          x509.SHA256WithRSAPSS,
+	tls.PSSWithSHA384:          x509.SHA384WithRSAPSS,
+	tls.PSSWithSHA512:          x509.SHA512WithRSAPSS,
+	tls.Ed25519:                x509.PureEd25519,
+}
+
+// signatureAlgorithm returns how the signer signs certificates and CSRs: its
+// own first choice if it is Restricted, crypto/x509's for its key otherwise.
+func signatureAlgorithm(signer crypto.Signer) x509.SignatureAlgorithm {
+	if r, ok := signer.(keystore.Restricted); ok {
+		for _, s := range r.SignatureSchemes() {
+			if a, ok := certificateAlgorithms[tls.SignatureScheme(s)]; ok {
+				return a
+			}
+		}
+	}
+	return x509.UnknownSignatureAlgorithm
+}
