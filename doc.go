@@ -1,2 +1,108 @@
-// Package quarklink links a device to its QuarkLink instance.
+// Package quarklink gives a device its identity and links it to a QuarkLink
+// instance: it provisions the device over a serial line, asks for its status,
+// enrols it, and installs signed firmware. It is a port of Crypto Quantique's
+// quarklink-client library to Go, that can be read and can be tested without
+// hardware.
+//
+// # Quick start
+//
+// A [Client] needs a key store, and a store for its records:
+//
+//	records := store.Dir("/var/lib/device")
+//	keys, err := software.New(records, software.Options{Secret: secret})
+//	…
+//	client, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: records})
+//	…
+//	defer client.Close()
+//
+// A blank device learns its Wi-Fi and its instance from a provisioning tool at
+// the other end of its UART; whatever it knows already is not asked for:
+//
+//	network, err := client.Provision(ctx, port, quarklink.ProvisionOptions{})
+//
+// Then it asks how it stands, and does what is called for:
+//
+//	status, err := client.Status(ctx)
+//	if status.Firmware != nil {
+//		_, err = client.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: slot, Verifier: verifier})
+//	}
+//	if status.NeedsEnrolment() {
+//		enrolment, err := client.Enrol(ctx)
+//	}
+//	config, err := client.HubTLSConfig(ctx) // for an MQTT library
+//
+// Package quarklinktest has an instance and a provisioning tool to run all this
+// against in one process.
+//
+// # Trust model
+//
+// A device is its enrolment key: the [DeviceID] is the SHA-256 of its public
+// half, and the private half never leaves the key store. The instance is its
+// root certificate, which provisioning delivers: nothing else is trusted for
+// the instance, never the system's pool, and no switch turns verification off.
+// Connections are TLS 1.3 (TLS 1.2 if [Config].MinTLS allows it) with the hybrid
+// key exchange X25519MLKEM768 offered first. The issuing certificates that
+// enrolment fetches vouch for the device certificate; they are never trusted
+// for the instance.
+//
+// Firmware is trusted for its signature alone: a [Verifier] judges the image as
+// it was read back from the [Slot], before the slot is activated. What the
+// instance says of an image ([Manifest]) only saves a useless download.
+//
+// Who holds the cable at provisioning decides about the instance.
+//
+// # State
+//
+// The client keeps the records "instance", "network", "enrolment" and "csr" in
+// its [store.Store], and a software key store "key-esk" and "key-dsk" beside
+// them. Each has a version and a checksum. Each is written before the step that
+// relies on it, so that a power cut at any instant leaves a device that carries
+// on: an [Client.Enrol] that was cut short sends the same CSR again and gets the
+// same certificate.
+//
+// A damaged key fails [New] and is never made anew, because a new key is a new
+// identity. A damaged instance or enrolment is ErrStorage until it is replaced.
+//
+// # Key stores
+//
+// Anything that yields a [crypto.Signer] for a role can hold the keys: see
+// [keystore.KeyStore]. A store that can make keys is a [keystore.Generator]. There
+// is no fallback from one store to another, which would change the identity.
+// Package keystore/keystoretest checks that a store keeps the contract.
+//
+// # Errors
+//
+// Calls return an [*Error]: which call, the C library's [Code], and the cause.
+// errors.Is tells the codes apart by their Err… values, besides [ErrClock],
+// [ErrNoVerifier], [ErrSlotTooSmall] and the sentinels of the packages below,
+// such as fs.ErrNotExist for an absent key. [RetryAfter] finds how long the
+// instance wants to be left alone. A call that its context ended is that
+// context's error and has no code.
+//
+// Requests that may succeed the next time (a lost connection; the statuses 202,
+// 408, 425, 429, 500, 502, 503, 504) are repeated, five times in all, with
+// growing random waits and never sooner than the instance asked for; all else
+// is returned at once. A wait of more than ten minutes, or beyond the context's
+// deadline, is the caller's.
+//
+// # Compatibility with quarklink-client
+//
+// The functions of quarklink.h, and what to use here:
+//
+//	quarklink_init, quarklink_loadStoredContext    New
+//	quarklink_setEndpoint, quarklink_setRootCert,
+//	quarklink_persistContext                       Client.SetInstance (stores at once)
+//	quarklink_persistEnrolmentContext              Client.Enrol (stores at once)
+//	quarklink_status, quarklink_isDevice…          Client.Status, Status.Code
+//	quarklink_enrol                                Client.Enrol
+//	quarklink_firmwareUpdate                       Client.FirmwareUpdate
+//	quarklink_getDeviceID                          Client.DeviceID
+//	quarklink_getEndpoint, …Port, …URL, …RootCert  Client.Instance
+//	quarklink_getDeviceCert, …IoTHub…              Client.Enrolment
+//	quarklink_deleteEnrolmentContext               Client.ForgetEnrolment
+//	quarklink_deleteContext                        Client.ForgetInstance
+//	quarklink_getEnrolmentKey, …DeviceKey          none: private keys stay in their store
+//	quarklink_getTempCert                          none: it stays in memory
+//
+// Files and flash contents of the C library are not read by this version.
 package quarklink
