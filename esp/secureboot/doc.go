@@ -1,0 +1,32 @@
+// Package secureboot verifies and makes the signatures of Espressif's Secure
+// Boot V2: RSA-3072-PSS, and ECDSA on P-192, P-256 and P-384.
+//
+// A signed image is followed, at the next multiple of 4096 bytes, by a sector
+// with one to three signature blocks. A chip trusts keys by their [Digest],
+// which it holds in eFuse, and runs an image if one block is valid under one
+// trusted key. [Verifier] decides the same for an image in a file, in memory
+// or in flash, before it is activated; it satisfies quarklink's Verifier by
+// shape. [Sign] and [SignAt] sign with any crypto.Signer.
+//
+// # Verdict
+//
+// The verdict is that of ESP-IDF v5.3.1 with these digests in eFuse, but
+// stricter in what the chips' ROM, later versions of ESP-IDF or common sense
+// refuse too: a PSS salt must have 32 bytes, a block's version must fit its
+// content, its precomputed values must be right, the image must be for the
+// chip, and on the original ESP32 only block 0 counts. The block's own copy
+// of the image digest is ignored, as it is on the chip, and so is a wrong
+// SHA-256 appended to the image: the signature covers it.
+//
+// # What nothing covers
+//
+// Changing any other bit of a signed file makes it invalid, but these bytes
+// may change without notice:
+//
+//   - the last 16 bytes of each signature block (offset 1200 to 1215);
+//   - the rest of the sector, where there is no block: unused blocks, and the
+//     448 bytes after the third;
+//   - everything after the sector.
+//
+// A second and a third block protect nothing as long as another is valid.
+package secureboot
