@@ -1,0 +1,13 @@
+//go:build !tinygo && !(darwin || dragonfly || freebsd || illumos || linux || netbsd || openbsd)
+
+package store
+
+// Here files can neither be opened without following links nor locked with what
+// Go's own library has, and folders cannot be flushed. Dir does what is left: it
+// looks before it opens, and takes temporary files for leftovers by their age.
+
+const openFlags = 0
+
+func syncFolder(string) error { return nil }
+
+func claim(string) (release func(), err error) { return nil, errNoLocks }

@@ -1,0 +1,254 @@
+//go:build linux
+
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// cutCalls are the calls that a power cut may meet.
+var cutCalls = []struct {
+	name     string
+	call     string
+	old      string // "" if there is none
+	leftover bool   // one of an earlier cut is there
+	fresh    bool   // the folder itself is not there yet
+}{
+	{name: "first put", call: "put", fresh: true},
+	{name: "put over a record", call: "put", old: "the old record"},
+	{name: "put beside a leftover", call: "put", old: "the old record", leftover: true},
+	{name: "create", call: "create"},
+	{name: "delete", call: "delete", old: "the old record"},
+}
+
+const newRecord = "the new record"
+
+// A process is killed at each of the system calls that a call makes on files, one
+// after the other. Then the record is the old or the new one, and the next write
+// works and leaves nothing else behind.
+func TestDirPowerCut(t *testing.T) {
+	strace := needProgram(t, "strace")
+	for _, c := range cutCalls {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			prepare := func() Dir {
+				d := Dir(filepath.Join(t.TempDir(), "state"))
+				if c.fresh {
+					return d
+				}
+				if err := os.Mkdir(string(d), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if c.old != "" {
+					if err := d.Put(t.Context(), "one", []byte(c.old)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c.leftover {
+					if err := os.WriteFile(d.path(tempPrefix+"1"), []byte("the ne"), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				return d
+			}
+			d := prepare()
+			calls := trace(t, strace, d, c.call)
+			checkFlushed(t, d, calls)
+			if len(calls) < 5 {
+				t.Fatalf("only %d system calls traced: %v", len(calls), calls)
+			}
+			seen := make(map[string]bool) // what the cuts left
+			for _, cut := range calls {
+				d := prepare()
+				killAt(t, strace, d, c.call, cut)
+				data, err := d.Get(t.Context(), "one")
+				state := string(data)
+				if err != nil {
+					state = ""
+					if !errors.Is(err, fs.ErrNotExist) {
+						t.Fatalf("cut at %v: Get: %v", cut, err)
+					}
+				}
+				after := newRecord
+				if c.call == "delete" {
+					after = ""
+				}
+				if state != c.old && state != after {
+					t.Errorf("cut at %v: the record is %q; want %q or %q", cut, state, c.old, after)
+				}
+				seen[state] = true
+				// What the device does next.
+				err = d.Create(t.Context(), "one", []byte("created"))
+				if state == "" && err != nil || state != "" && !errors.Is(err, fs.ErrExist) {
+					t.Errorf("cut at %v: the record is %q and Create gives %v", cut, state, err)
+				}
+				if err := d.Put(t.Context(), "one", []byte("next")); err != nil {
+					t.Errorf("cut at %v: the next Put: %v", cut, err)
+				}
+				if data, err := d.Get(t.Context(), "one"); string(data) != "next" {
+					t.Errorf("cut at %v: after the next Put: %q, %v", cut, data, err)
+				}
+				if all := names(t, string(d)); len(all) != 1 {
+					t.Errorf("cut at %v: after the next Put the folder has %v", cut, all)
+				}
+			}
+			if len(seen) != 2 {
+				t.Errorf("the cuts left %v only: they did not fall on both sides of the change", seen)
+			}
+			t.Logf("cut at %d system calls", len(calls))
+		})
+	}
+}
+
+// systemCall is the nth of its name on the child's thread.
+type systemCall struct {
+	name string
+	n    int
+	line string
+}
+
+func (c systemCall) String() string { return fmt.Sprintf("%s #%d (%s)", c.name, c.n, c.line) }
+
+// straceArgs follow system calls on files and descriptors, paths shown.
+var straceArgs = []string{"-f", "-y", "-s", "0", "-e", "signal=none", "-e", "trace=%file,%desc"}
+
+var traceLine = regexp.MustCompile(`^(\d+) +([a-z0-9_]+)\(.*`)
+
+// trace runs a call in a child and returns its system calls on files.
+func trace(t *testing.T, strace string, d Dir, call string) []systemCall {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "trace")
+	out, err := runTraced(t, strace, d, call, "-o", log)
+	if err != nil || strings.TrimSpace(out) != childDone {
+		t.Fatalf("strace: %v, child said %q", err, out)
+	}
+	data, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls []systemCall
+	counts := make(map[string]int)
+	thread := ""
+	within := false
+	for line := range strings.Lines(string(data)) {
+		match := traceLine.FindStringSubmatch(line)
+		if match == nil {
+			continue
+		}
+		if thread == "" {
+			thread = match[1]
+		}
+		if match[1] != thread {
+			continue
+		}
+		name := match[2]
+		counts[name]++
+		switch {
+		case strings.Contains(line, beginMark):
+			within = true
+		case strings.Contains(line, endMark):
+			within = false
+			calls = append(calls, systemCall{name, counts[name], "the end"})
+		case within:
+			calls = append(calls, systemCall{name, counts[name], strings.TrimSpace(line)})
+		}
+	}
+	return calls
+}
+
+// killAt runs a call in a child and kills it on the brink of a system call.
+func killAt(t *testing.T, strace string, d Dir, call string, at systemCall) {
+	t.Helper()
+	out, err := runTraced(t, strace, d, call, "-o", os.DevNull,
+		"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", at.name, at.n))
+	if err == nil || out != "" {
+		t.Fatalf("cut at %v: the child was not killed: %v, it said %q", at, err, out)
+	}
+}
+
+func runTraced(t *testing.T, strace string, d Dir, call string, args ...string) (stdout string, err error) {
+	t.Helper()
+	args = append(append(append([]string{}, straceArgs...), args...), os.Args[0])
+	cmd := exec.CommandContext(t.Context(), strace, args...)
+	cmd.Env = childEnv(d, call, newRecord)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if errs.Len() > 0 {
+		t.Fatalf("strace: %v: %s", err, errs.String())
+	}
+	return string(out), err
+}
+
+// checkFlushed plays the system calls of a call on a model of a medium: what was
+// written must be flushed before its file gets its name, and folders before the
+// call ends, for a kill loses no more than the process, a power cut all that is
+// not flushed.
+func checkFlushed(t *testing.T, d Dir, calls []systemCall) {
+	t.Helper()
+	unflushed := make(map[string]bool)
+	quoted := regexp.MustCompile(`"([^"]*)"`)
+	descriptor := regexp.MustCompile(`\(\d+<([^>]*)>`)
+	changes := 0
+	for _, c := range calls {
+		if !strings.HasSuffix(c.line, "= 0") && c.name != "write" {
+			continue // failed, or changes nothing
+		}
+		var paths []string
+		for _, match := range quoted.FindAllStringSubmatch(c.line, -1) {
+			paths = append(paths, match[1])
+		}
+		open := ""
+		if match := descriptor.FindStringSubmatch(c.line); match != nil {
+			open = match[1]
+		}
+		switch c.name {
+		case "write":
+			unflushed[open] = true
+		case "fsync":
+			delete(unflushed, open)
+		case "rename", "renameat", "renameat2", "link", "linkat":
+			if unflushed[paths[0]] {
+				t.Errorf("%s gets its name before its content is flushed", paths[0])
+			}
+			unflushed[filepath.Dir(paths[1])] = true
+			changes++
+		case "mkdir", "mkdirat":
+			unflushed[filepath.Dir(paths[0])] = true
+			changes++
+		case "unlink", "unlinkat":
+			if !strings.Contains(paths[0], tempPrefix) {
+				unflushed[filepath.Dir(paths[0])] = true
+			}
+			changes++
+		}
+	}
+	if changes == 0 {
+		t.Errorf("the trace shows no change: %v", calls)
+	}
+	for path := range unflushed {
+		t.Errorf("%s is not flushed when the call ends", path)
+	}
+}
+
+// needProgram skips the test if a program is absent, unless it is required.
+func needProgram(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if os.Getenv("QUARKLINK_REAL") == "require" {
+			t.Fatalf("%s is required: %v", name, err)
+		}
+		t.Skipf("%s: %v", name, err)
+	}
+	return path
+}
