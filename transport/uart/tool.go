@@ -123,6 +123,9 @@ func (t *Tool) replies() (map[string]string, error) {
 		return nil, fmt.Errorf("uart: Wi-Fi password without an SSID: %w", fs.ErrInvalid)
 	}
 	if t.RootCA != nil {
+		if err := checkCertificate(t.RootCA); err != nil {
+			return nil, fmt.Errorf("uart: %w: %w", err, fs.ErrInvalid)
+		}
 		replies[KeyRootCA] = t.encodeRoot()
 	}
 	for key, value := range replies {
@@ -148,8 +151,6 @@ func (t *Tool) checkReply(key, value string) error {
 	switch key {
 	case KeyEndpoint:
 		_, err = parseHost(line)
-	case KeyRootCA:
-		_, err = parseRoot(line)
 	case KeySSID:
 		_, err = parseSSID(line)
 	case KeyPassword:
@@ -160,7 +161,7 @@ func (t *Tool) checkReply(key, value string) error {
 		return err
 	case strings.ContainsAny(value, "\n\x00") || strings.HasSuffix(value, "\r"):
 		return errors.New("contains what ends a reply")
-	case value == replyRefused || value == replyUnsupported || consoleIndex(line) >= 0:
+	case value == replyRefused || value == replyUnsupported || isConsole(line):
 		return errors.New("reads like a refusal or a console line")
 	case !t.fits(value):
 		return fmt.Errorf("%d bytes do not fit a reply of %d (see MaxReply)", len(t.ended(value)), t.maxReply())

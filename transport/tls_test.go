@@ -1,0 +1,349 @@
+package transport_test
+
+import (
+	"bufio"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quarklink-go/quarklink/transport"
+)
+
+// authority issues throw-away certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+func newKey(t *testing.T) crypto.Signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newAuthority(t *testing.T, name string) authority {
+	t.Helper()
+	key := newKey(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority{cert, key}
+}
+
+func (a authority) issue(t *testing.T, name string, hosts ...string) tls.Certificate {
+	t.Helper()
+	key := newKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: hosts,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}, a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func (a authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// serve answers each connection with what the handshake came to, and returns
+// the address.
+func serve(t *testing.T, cfg *tls.Config) string {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				c := conn.(*tls.Conn)
+				if c.Handshake() != nil {
+					return
+				}
+				s := c.ConnectionState()
+				who := "nobody"
+				if len(s.PeerCertificates) > 0 {
+					who = s.PeerCertificates[0].Subject.CommonName
+				}
+				fmt.Fprintf(c, "%s %s %s\n", tls.VersionName(s.Version), s.CurveID, who)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func hear(t *testing.T, tr transport.Transport) (string, error) {
+	t.Helper()
+	conn, err := tr.Dial(t.Context())
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+func TestTLS(t *testing.T) {
+	root, other := newAuthority(t, "root"), newAuthority(t, "other")
+	server := root.issue(t, "instance", "instance.test")
+	id := other.issue(t, "device")
+	addr := serve(t, &tls.Config{
+		Certificates: []tls.Certificate{server},
+		// The server names root as the only issuer it takes; the device's
+		// certificate comes from elsewhere and must be shown all the same.
+		ClientAuth: tls.RequestClientCert, ClientCAs: root.pool(),
+	})
+	addr12 := serve(t, &tls.Config{Certificates: []tls.Certificate{server}, MaxVersion: tls.VersionTLS12})
+	good := transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool()}
+	change := func(f func(*transport.TLS)) transport.TLS { tr := good; f(&tr); return tr }
+
+	for _, test := range []struct {
+		name string
+		tr   transport.Transport
+		want string
+	}{
+		{"no certificate", good, "TLS 1.3 X25519MLKEM768 nobody"},
+		{"nil certificate", good.As(nil), "TLS 1.3 X25519MLKEM768 nobody"},
+		{"certificate of an issuer the server does not name", good.As(&id), "TLS 1.3 X25519MLKEM768 device"},
+		{"over a carrier", change(func(tr *transport.TLS) { tr.Addr, tr.Under = "", transport.TCP(addr) }), "TLS 1.3 X25519MLKEM768 nobody"},
+		{"TLS 1.2 asked for", change(func(tr *transport.TLS) { tr.Addr, tr.MinVersion = addr12, tls.VersionTLS12 }), "TLS 1.2 X25519 nobody"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := hear(t, test.tr)
+			if err != nil || got != test.want {
+				t.Errorf("got %q, %v; want %q", got, err, test.want)
+			}
+		})
+	}
+
+	verification := func(err error) bool {
+		var v *tls.CertificateVerificationError
+		return errors.As(err, &v)
+	}
+	for _, test := range []struct {
+		name  string
+		tr    transport.Transport
+		check func(error) bool
+	}{
+		{"no roots", change(func(tr *transport.TLS) { tr.Roots = nil }), nil},
+		{"empty roots", change(func(tr *transport.TLS) { tr.Roots = x509.NewCertPool() }), verification},
+		{"another root", change(func(tr *transport.TLS) { tr.Roots = other.pool() }), verification},
+		{"another name", change(func(tr *transport.TLS) { tr.ServerName = "else.test" }), verification},
+		{"name from the address", change(func(tr *transport.TLS) { tr.ServerName = "" }), verification},
+		{"no name at all", change(func(tr *transport.TLS) { tr.ServerName, tr.Addr = "", "" }), nil},
+		{"TLS 1.2 not asked for", change(func(tr *transport.TLS) { tr.Addr = addr12 }), nil},
+		{"TLS 1.1 asked for", change(func(tr *transport.TLS) { tr.MinVersion = tls.VersionTLS11 }), nil},
+		{"clock of 1970", change(func(tr *transport.TLS) { tr.Time = func() time.Time { return time.Unix(0, 0) } }),
+			func(err error) bool { return errors.Is(err, transport.ErrClock) && verification(err) }},
+		{"certificate expired", change(func(tr *transport.TLS) { tr.Time = func() time.Time { return time.Now().Add(2 * time.Hour) } }),
+			func(err error) bool { return !errors.Is(err, transport.ErrClock) && verification(err) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := hear(t, test.tr)
+			if err == nil {
+				t.Fatalf("connected: %q", got)
+			}
+			if test.check != nil && !test.check(err) {
+				t.Errorf("not the error that it should be: %v", err)
+			}
+		})
+	}
+}
+
+// TestTLSOffer looks at the first flight: what is offered first, and that a
+// post-quantum key share goes with it at once.
+func TestTLSOffer(t *testing.T) {
+	root := newAuthority(t, "root")
+	server := root.issue(t, "instance", "instance.test")
+	offers := make(chan *tls.ClientHelloInfo, 1)
+	addr := serve(t, &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		offers <- hello
+		return &tls.Config{Certificates: []tls.Certificate{server}}, nil
+	}})
+	if _, err := hear(t, transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool()}); err != nil {
+		t.Fatal(err)
+	}
+	hello := <-offers
+	if hello.SupportedCurves[0] != 0x11EC {
+		t.Errorf("groups offered: %v, want 0x11EC (X25519MLKEM768) first", hello.SupportedCurves)
+	}
+	if len(hello.SupportedVersions) != 1 || hello.SupportedVersions[0] != tls.VersionTLS13 {
+		t.Errorf("versions offered: %#x, want TLS 1.3 alone", hello.SupportedVersions)
+	}
+}
+
+// need skips a test without the program, and fails it where the real
+// counterparts are required.
+func need(t *testing.T, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil && os.Getenv("QUARKLINK_REAL") == "require" {
+		t.Fatalf("%s is required: %v", program, err)
+	}
+	if err != nil {
+		t.Skipf("no %s here", program)
+	}
+	return path
+}
+
+// TestTLSWithOpenSSL runs against openssl s_server, which knows only NIST
+// curves (so that the handshake takes a HelloRetryRequest) and insists on a
+// client certificate.
+func TestTLSWithOpenSSL(t *testing.T) {
+	openssl := need(t, "openssl")
+	root := newAuthority(t, "root")
+	server, id := root.issue(t, "instance", "instance.test"), root.issue(t, "device")
+	dir := t.TempDir()
+	key, err := x509.MarshalPKCS8PrivateKey(server.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"root.pem": {Type: "CERTIFICATE", Bytes: root.cert.Raw},
+		"cert.pem": {Type: "CERTIFICATE", Bytes: server.Certificate[0]},
+		"key.pem":  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, version := range []string{"-tls1_3", "-tls1_2"} {
+		t.Run(version, func(t *testing.T) {
+			addr := freeAddr(t)
+			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", addr, version, "-naccept", "1", "-rev", "-groups", "P-256:P-384",
+				"-cert", "cert.pem", "-key", "key.pem", "-CAfile", "root.pem", "-Verify", "1", "-verify_return_error")
+			cmd.Dir = dir
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Stderr = cmd.Stdout
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(out)
+			for { // the server says ACCEPT once it listens
+				line, err := lines.ReadString('\n')
+				if err != nil {
+					t.Fatalf("s_server: %v", err)
+				}
+				if strings.HasPrefix(line, "ACCEPT") {
+					break
+				}
+			}
+			t.Cleanup(func() { cmd.Wait() })
+			go io.Copy(io.Discard, lines)
+			tr := transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool(), MinVersion: tls.VersionTLS12}
+			conn, err := tr.As(&id).Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, "quark\n")
+			if got, err := bufio.NewReader(conn).ReadString('\n'); got != "krauq\n" {
+				t.Errorf("s_server -rev answered %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// TestTLSCloseIsPrompt closes a connection whose peer has stopped reading:
+// crypto/tls alone would wait five seconds to get its alert out.
+func TestTLSCloseIsPrompt(t *testing.T) {
+	root := newAuthority(t, "root")
+	server := root.issue(t, "instance", "instance.test")
+	synctest.Test(t, func(t *testing.T) {
+		clientSide, serverSide := net.Pipe()
+		go func() { // a peer that shakes hands and then leaves its line alone
+			c := tls.Server(serverSide, &tls.Config{Certificates: []tls.Certificate{server}, SessionTicketsDisabled: true, Time: realTime})
+			c.Handshake()
+		}()
+		tr := transport.TLS{ServerName: "instance.test", Roots: root.pool(), Time: realTime,
+			Under: transport.Func(func(context.Context) (net.Conn, error) { return clientSide, nil })}
+		conn, err := tr.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		conn.Close()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
+// realTime is a time at which the certificates of these tests are valid; the
+// clock within a synctest bubble begins in the year 2000.
+var started = time.Now()
+
+func realTime() time.Time { return started }
+
+// TestTLSDialObeysContext dials a peer that never says a word.
+func TestTLSDialObeysContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clientSide, serverSide := net.Pipe()
+		defer serverSide.Close()
+		go io.Copy(io.Discard, serverSide)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		tr := transport.TLS{ServerName: "instance.test", Roots: x509.NewCertPool(),
+			Under: transport.Func(func(context.Context) (net.Conn, error) { return clientSide, nil })}
+		if _, err := tr.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Dial: %v, want the context's error", err)
+		}
+		if _, err := clientSide.Write([]byte{0}); err == nil {
+			t.Error("the carrier was left open")
+		}
+	})
+}
