@@ -121,7 +121,14 @@ func (c systemCall) String() string { return fmt.Sprintf("%s #%d (%s)", c.name, 
 // straceArgs follow system calls on files and descriptors, paths shown.
 var straceArgs = []string{"-f", "-y", "-s", "0", "-e", "signal=none", "-e", "trace=%file,%desc"}
 
-var traceLine = regexp.MustCompile(`^(\d+) +([a-z0-9_]+)\(.*`)
+// A line of a trace is a system call of a thread, or the rest of one whose line
+// ended with unfinishedMark because another thread came between.
+var (
+	traceLine   = regexp.MustCompile(`^(\d+) +([a-z0-9_]+)\(`)
+	resumedLine = regexp.MustCompile(`^(\d+) +<\.\.\. [a-z0-9_]+ resumed>(.*)`)
+)
+
+const unfinishedMark = " <unfinished ...>"
 
 // trace runs a call in a child and returns its system calls on files.
 func trace(t *testing.T, strace string, d Dir, call string) []systemCall {
@@ -140,6 +147,12 @@ func trace(t *testing.T, strace string, d Dir, call string) []systemCall {
 	thread := ""
 	within := false
 	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		if rest := resumedLine.FindStringSubmatch(line); rest != nil && rest[1] == thread && within && len(calls) > 0 {
+			last := &calls[len(calls)-1]
+			last.line = strings.TrimSuffix(last.line, unfinishedMark) + rest[2]
+			continue
+		}
 		match := traceLine.FindStringSubmatch(line)
 		if match == nil {
 			continue
@@ -159,7 +172,7 @@ func trace(t *testing.T, strace string, d Dir, call string) []systemCall {
 			within = false
 			calls = append(calls, systemCall{name, counts[name], "the end"})
 		case within:
-			calls = append(calls, systemCall{name, counts[name], strings.TrimSpace(line)})
+			calls = append(calls, systemCall{name, counts[name], line})
 		}
 	}
 	return calls
