@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/est"
 	"github.com/quarklink-go/quarklink/internal/problem"
+	"github.com/quarklink-go/quarklink/internal/retry"
 	"github.com/quarklink-go/quarklink/transport"
 )
 
@@ -235,23 +237,25 @@ var problemCodes = map[string]Code{
 const problemPrefix = "urn:quarklink:error:"
 
 func causeCode(cause error, answer *problem.Error) (Code, bool) {
-	var code Code
-	switch {
-	case errors.As(cause, &code):
-		return code, true
-	case answer != nil:
-		if code, ok := problemCodes[strings.TrimPrefix(answer.Type, problemPrefix)]; ok && strings.HasPrefix(answer.Type, problemPrefix) {
-			return code, true
+	if answer != nil {
+		if name, ok := strings.CutPrefix(answer.Type, problemPrefix); ok {
+			if code, ok := problemCodes[name]; ok {
+				return code, true
+			}
 		}
-		switch {
-		case answer.Status == 202:
-			return CodeValueNotAvailable, true
-		case answer.Status == 408, answer.Status == 425, answer.Status == 429, answer.Status >= 500:
+		if answer.Status == http.StatusAccepted {
+			return CodeValueNotAvailable, true // not yet
+		}
+		if _, again := retry.Again(answer); again {
 			return CodeCommunication, true
 		}
-		return CodeGeneral, true
+	}
+	var code Code
+	switch {
 	case errors.Is(cause, est.ErrCACerts):
 		return CodeCACerts, true
+	case errors.As(cause, &code):
+		return code, true
 	case errors.Is(cause, fs.ErrInvalid):
 		return CodeInvalidParameter, true
 	}

@@ -7,11 +7,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -104,10 +106,17 @@ func (c *Client) ask(ctx context.Context, step string, request func(context.Cont
 		c.log.LogAttrs(ctx, slog.LevelInfo, step, slog.Int("try", try))
 		return request(ctx)
 	})
-	if err != nil {
-		return withCode(CodeCommunication, fmt.Errorf("%s: %w", step, err))
+	if err == nil {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("%s: %w", step, err)
+	// net/http wraps whatever goes wrong below it in a url.Error, up to the
+	// header of an answer; after that it is as the network says it.
+	var unreached *url.Error
+	if _, again := retry.Again(err); again || errors.As(err, &unreached) {
+		return withCode(CodeCommunication, err)
+	}
+	return err
 }
 
 // identitySession is the session that shows the device's self-signed identity
