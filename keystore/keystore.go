@@ -6,12 +6,15 @@
 // method of [KeyStore] is all that a store must have; what more it can do it
 // says with a further interface that is found by type assertion: [Generator]
 // for a store that makes keys, [Restricted] for a signer that cannot make every
-// signature of its key type.
+// signature of its key type. The check of package keystoretest says whether a
+// store keeps what is promised here.
 package keystore
 
 import (
 	"context"
 	"crypto"
+	"fmt"
+	"io/fs"
 )
 
 // Role names one of the two keys of a device.
@@ -28,13 +31,21 @@ const (
 
 // KeyStore gives access to the device's keys. Implementations are safe for
 // concurrent use.
+//
+// A call whose context ends returns promptly with the context's error, unless it
+// succeeds.
 type KeyStore interface {
 	// Signer returns the key of that role; the store decides how it is held.
 	// An absent key is fs.ErrNotExist, and that is the only case in which a
 	// caller may make one: a damaged key, or a chip that does not answer, is
-	// any other error. The signer's Public is cached and cannot fail.
+	// any other error.
 	//
 	// A store that has one key for everything returns it for both roles.
+	//
+	// The signer's Public is cached, so that it cannot fail, and the same on
+	// every call and after every restart. Its Sign refuses a digest that has
+	// not the length of its hash, and may be called from several goroutines at
+	// once. A signer needs no closing: Signer may be called any number of times.
 	Signer(ctx context.Context, role Role) (crypto.Signer, error)
 }
 
@@ -42,7 +53,13 @@ type KeyStore interface {
 type Generator interface {
 	KeyStore
 	// Generate makes the key of that role and returns it once it is stored for
-	// good. It never overwrites: an existing key is fs.ErrExist.
+	// good. It never overwrites: an existing key is fs.ErrExist. Of several
+	// calls at once, also from several processes, one makes the key and the
+	// others get fs.ErrExist. After a context's error there is no key, nor will
+	// there be one.
+	//
+	// The signer does not give away the private key: it is no
+	// *ecdsa.PrivateKey, *rsa.PrivateKey or the like.
 	Generate(ctx context.Context, role Role) (crypto.Signer, error)
 }
 
@@ -58,9 +75,14 @@ type Restricted interface {
 }
 
 // Static returns a KeyStore that has this one signer for both roles: a key that
-// some other program made and keeps.
+// some other program made and keeps. A nil signer is fs.ErrNotExist.
 func Static(s crypto.Signer) KeyStore { return static{s} }
 
 type static struct{ signer crypto.Signer }
 
-func (s static) Signer(context.Context, Role) (crypto.Signer, error) { return s.signer, nil }
+func (s static) Signer(_ context.Context, role Role) (crypto.Signer, error) {
+	if s.signer == nil {
+		return nil, fmt.Errorf("keystore: Static has no signer for %q: %w", role, fs.ErrNotExist)
+	}
+	return s.signer, nil
+}
