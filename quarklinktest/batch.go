@@ -1,0 +1,390 @@
+package quarklinktest
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/quarklink-go/quarklink"
+)
+
+const (
+	// defaultLifetime is that of a device certificate whose policy states none.
+	defaultLifetime = 365 * 24 * time.Hour
+	// defaultHubPort is that of MQTT over TLS.
+	defaultHubPort = 8883
+)
+
+// Batch is a named set of devices that share a policy, a firmware and a signing
+// key.
+type Batch struct {
+	Name    string // required
+	Devices []quarklink.DeviceID
+	Policy  Policy
+	// SigningKey signs firmware that is published without a signature. Its
+	// type is one that secureboot.Sign takes. Nil: firmware is served as it is.
+	SigningKey crypto.Signer
+	// Firmware is published at once, as by Publish. Nil: none.
+	Firmware *Firmware
+	// PollAfter is when a device is asked to ask for its status again, in
+	// whole seconds or fractions. 0: nothing is said.
+	PollAfter time.Duration
+}
+
+// Policy is what enrolment hands out: an IoT hub, or a database (Database
+// Direct). With neither it is a hub on port 8883 of the instance's host, whose
+// root is the instance's. Of both it is an error.
+type Policy struct {
+	// Lifetime of a device certificate from its issue on; it begins five
+	// minutes before. 0: 365 days.
+	Lifetime time.Duration
+	// Hub: without Roots the instance's root is meant.
+	Hub *quarklink.Hub
+	// Database: without Roots the instance's root is meant.
+	Database *quarklink.Database
+}
+
+// Outcome is what a device told of an image.
+type Outcome struct {
+	SHA256  [32]byte
+	Outcome string // "installed", "confirmed", "rolled_back" or "failed"
+	Code    quarklink.Code
+	Detail  string
+}
+
+type batch struct {
+	Batch
+	published *published // nil: none
+}
+
+type device struct {
+	id       quarklink.DeviceID
+	batch    *batch
+	state    quarklink.State
+	issued   []*issued // device certificates, the newest last
+	outcomes []Outcome
+}
+
+// issued is a certificate that the Server has issued to a device.
+type issued struct {
+	device  *device
+	cert    *x509.Certificate
+	proves  proof    // byTemporary or byDevice
+	csr     [32]byte // SHA-256 of the request
+	expired bool     // before its time, see Expire
+	revoked bool
+}
+
+func (i *issued) hasExpired(now time.Time) bool { return i.expired || now.After(i.cert.NotAfter) }
+
+func (i *issued) valid(now time.Time) bool { return !i.revoked && !i.hasExpired(now) }
+
+// current returns the device certificate in force, nil if there is none.
+func (d *device) current() *issued {
+	if n := len(d.issued); n > 0 && !d.issued[n-1].revoked {
+		return d.issued[n-1]
+	}
+	return nil
+}
+
+// AddBatch adds a batch. It is an error, and nothing is added, if there is one
+// of that name already, if a device is in another batch or listed twice, if a
+// DeviceID is not valid, or if the firmware cannot be published.
+func (s *Server) AddBatch(b Batch) error {
+	if b.Name == "" {
+		return errors.New("quarklinktest: batch without a name")
+	}
+	if b.Policy.Hub != nil && b.Policy.Database != nil {
+		return fmt.Errorf("quarklinktest: batch %q: its policy has both a hub and a database", b.Name)
+	}
+	new := &batch{Batch: b}
+	new.Devices, new.Firmware = nil, nil
+	if b.Firmware != nil {
+		var err error
+		if new.published, err = prepare(*b.Firmware, b.SigningKey); err != nil {
+			return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.batches[b.Name] != nil {
+		return fmt.Errorf("quarklinktest: there is a batch %q already", b.Name)
+	}
+	listed := map[quarklink.DeviceID]bool{}
+	for _, id := range b.Devices {
+		if listed[id] {
+			return fmt.Errorf("quarklinktest: batch %q lists device %s twice", b.Name, id)
+		}
+		listed[id] = true
+	}
+	if err := s.addDevices(new, b.Devices); err != nil {
+		return err
+	}
+	s.batches[b.Name] = new
+	return nil
+}
+
+// AddDevices adds devices to a batch. One that is in it already stays as it is;
+// one that is in another batch is an error, and then none is added.
+func (s *Server) AddDevices(batch string, ids ...quarklink.DeviceID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, err := s.batch(batch)
+	if err != nil {
+		return err
+	}
+	return s.addDevices(b, ids)
+}
+
+func (s *Server) addDevices(b *batch, ids []quarklink.DeviceID) error {
+	for _, id := range ids {
+		if _, err := quarklink.ParseDeviceID(string(id)); err != nil {
+			return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
+		}
+		if d := s.devices[id]; d != nil && d.batch != b {
+			return fmt.Errorf("quarklinktest: device %s is in batch %q already", id, d.batch.Name)
+		}
+	}
+	for _, id := range ids {
+		if s.devices[id] == nil {
+			s.devices[id] = &device{id: id, batch: b, state: quarklink.StateNotEnrolled}
+		}
+	}
+	return nil
+}
+
+func (s *Server) batch(name string) (*batch, error) {
+	b := s.batches[name]
+	if b == nil {
+		return nil, fmt.Errorf("quarklinktest: there is no batch %q", name)
+	}
+	return b, nil
+}
+
+// Devices returns the devices of a batch, sorted; none if there is no such
+// batch.
+func (s *Server) Devices(batch string) []quarklink.DeviceID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []quarklink.DeviceID
+	for id, d := range s.devices {
+		if d.batch.Name == batch {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// change runs a change of a device that is known.
+func (s *Server) change(id quarklink.DeviceID, change func(*device) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := s.devices[id]
+	if d == nil {
+		return fmt.Errorf("quarklinktest: device %q is in no batch", id)
+	}
+	return change(d)
+}
+
+// Revoke revokes a device and every certificate it has: from now on it is
+// answered status and nothing else, until AllowEnrolment.
+func (s *Server) Revoke(id quarklink.DeviceID) error {
+	return s.change(id, func(d *device) error {
+		d.state = quarklink.StateRevoked
+		for _, i := range s.issued {
+			if i.device == d {
+				i.revoked = true
+			}
+		}
+		return nil
+	})
+}
+
+// PendingRevoke says of an enrolled device that it is about to be revoked. It
+// is served as before. Of a device that is not enrolled that is an error.
+func (s *Server) PendingRevoke(id quarklink.DeviceID) error {
+	return s.change(id, func(d *device) error {
+		if d.state != quarklink.StateEnrolled && d.state != quarklink.StatePendingRevoke {
+			return fmt.Errorf("quarklinktest: device %s is %v, so its revocation cannot be pending", id, d.state)
+		}
+		d.state = quarklink.StatePendingRevoke
+		return nil
+	})
+}
+
+// AllowEnrolment lets a revoked device enrol again: it is not enrolled from now
+// on. Its old certificates stay revoked. Of a device that is not revoked that is
+// an error.
+func (s *Server) AllowEnrolment(id quarklink.DeviceID) error {
+	return s.change(id, func(d *device) error {
+		if d.state != quarklink.StateRevoked {
+			return fmt.Errorf("quarklinktest: device %s is %v, not revoked", id, d.state)
+		}
+		d.state = quarklink.StateNotEnrolled
+		return nil
+	})
+}
+
+// Expire makes every device certificate of an enrolled device count as expired,
+// whatever the clock says. Of a device that is not enrolled that is an error.
+func (s *Server) Expire(id quarklink.DeviceID) error {
+	return s.change(id, func(d *device) error {
+		if d.current() == nil {
+			return fmt.Errorf("quarklinktest: device %s has no certificate that could expire", id)
+		}
+		for _, i := range d.issued {
+			i.expired = true
+		}
+		return nil
+	})
+}
+
+// Certificates returns every device certificate ever issued to a device, the
+// oldest first, none if the device is unknown.
+func (s *Server) Certificates(id quarklink.DeviceID) []*x509.Certificate {
+	var certs []*x509.Certificate
+	_ = s.change(id, func(d *device) error { // unknown: none
+		for _, i := range d.issued {
+			certs = append(certs, i.cert)
+		}
+		return nil
+	})
+	return certs
+}
+
+// Outcomes returns what a device told of its images, the oldest first, nothing
+// if the device is unknown.
+func (s *Server) Outcomes(id quarklink.DeviceID) []Outcome {
+	var outcomes []Outcome
+	_ = s.change(id, func(d *device) error { // unknown: none
+		outcomes = slices.Clone(d.outcomes)
+		return nil
+	})
+	return outcomes
+}
+
+// authorise finds out who asks and whether it may: by the key that it has, or
+// by the certificate that the Server remembers having issued, and never by a
+// name in a certificate.
+func (s *Server) authorise(q *request, accepts proof, whileRevoked bool) error {
+	proves, id, mine := byNothing, quarklink.DeviceID(""), (*issued)(nil)
+	if shown := q.TLS.PeerCertificates; len(shown) > 0 {
+		if mine = s.issued[sha256.Sum256(shown[0].Raw)]; mine != nil {
+			proves, id = mine.proves, mine.device.id
+		} else {
+			proves = byIdentity
+			id, _ = quarklink.DeviceIDOf(shown[0].PublicKey) // a key of another kind is nobody's
+		}
+	}
+	d := s.devices[id]
+	q.device = d
+	switch {
+	case d != nil && d.state == quarklink.StateRevoked && !whileRevoked:
+		return refuse(http.StatusForbidden, ProblemDeviceRevoked, "the device is revoked")
+	case accepts&byNothing != 0:
+		return nil
+	case proves == byNothing:
+		return refuse(http.StatusForbidden, "", "this call needs a client certificate")
+	case d == nil:
+		return refuse(http.StatusNotFound, ProblemDeviceUnknown, "the device is in no batch")
+	case accepts&proves == 0:
+		return refuse(http.StatusForbidden, "", "this call does not take "+proves.String())
+	case mine != nil && !mine.valid(s.now()):
+		return refuse(http.StatusForbidden, "", proves.String()+" has expired or was revoked")
+	}
+	return nil
+}
+
+func (p proof) String() string {
+	switch p {
+	case byIdentity:
+		return "the identity certificate"
+	case byTemporary:
+		return "a temporary certificate"
+	case byDevice:
+		return "a device certificate"
+	}
+	return "no certificate"
+}
+
+// maxBatchFile is how much ParseDevices reads: some 200000 devices.
+const maxBatchFile = 16 << 20
+
+// ParseDevices reads the JSON file in which QuarkLink has a batch's devices:
+//
+//	{"devices": ["<64 hexadecimal digits>", …]}
+//
+// It takes that and nothing else: other members, duplicates, anything that
+// quarklink.ParseDeviceID refuses, bytes after the end, and files of more than
+// 16 MiB are errors. An empty list is none.
+func ParseDevices(r io.Reader) ([]quarklink.DeviceID, error) {
+	limited := &io.LimitedReader{R: r, N: maxBatchFile + 1}
+	ids, err := parseDevices(json.NewDecoder(limited))
+	if limited.N == 0 {
+		err = fmt.Errorf("the file is larger than %d bytes", maxBatchFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("quarklinktest: batch file: %w", err)
+	}
+	return ids, nil
+}
+
+func parseDevices(d *json.Decoder) ([]quarklink.DeviceID, error) {
+	for _, want := range []json.Token{json.Delim('{'), "devices", json.Delim('[')} {
+		if err := expect(d, want); err != nil {
+			return nil, err
+		}
+	}
+	ids := []quarklink.DeviceID{}
+	listed := map[quarklink.DeviceID]bool{}
+	for d.More() {
+		token, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		text, ok := token.(string)
+		if !ok {
+			return nil, fmt.Errorf("device %d is not a string", len(ids)+1)
+		}
+		id, err := quarklink.ParseDeviceID(text)
+		if err != nil {
+			return nil, fmt.Errorf("device %d: %w", len(ids)+1, err)
+		}
+		if listed[id] {
+			return nil, fmt.Errorf("device %d: %s is listed twice", len(ids)+1, id)
+		}
+		listed[id] = true
+		ids = append(ids, id)
+	}
+	for _, want := range []json.Token{json.Delim(']'), json.Delim('}')} {
+		if err := expect(d, want); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is something after the end")
+	}
+	return ids, nil
+}
+
+func expect(d *json.Decoder, want json.Token) error {
+	got, err := d.Token()
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return err
+	}
+	if got != want {
+		return fmt.Errorf("%.80q where %q belongs", fmt.Sprint(got), fmt.Sprint(want))
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+package quarklinktest
+
+import (
+	"crypto/x509"
+	"io"
+	"net/http"
+	"time"
+)
+
+// Fault is something that goes wrong with a call. Make one with the functions
+// that return it and hand it to [Server.Fault].
+type Fault struct {
+	apply func(*effects)
+	final bool // faults that were added later do not come to it
+	times int  // 0: always
+}
+
+// Times returns the fault for the next n requests only; n is at least 1.
+func (f Fault) Times(n int) Fault {
+	f.times = max(n, 1)
+	return f
+}
+
+// Fault makes the next requests of a call go wrong, all of them until
+// [Server.ClearFaults], or as many as [Fault.Times] says.
+//
+// Faults add up, in the order in which they were added: a [Delay] and a
+// [LoseAnswer] make one request both late and lost. Those that answer in the
+// Server's place ([Refuse], [Hold], [Answer], [LoseRequest]) end the matter:
+// what was added after one of them comes to the requests after those it is for.
+// So Refuse(…).Times(1) and then Hold(…).Times(2) spoil three requests in a row.
+func (s *Server) Fault(call Call, f Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, &fault{f, call})
+}
+
+// ClearFaults ends all faults. A request that one has delayed stays delayed.
+func (s *Server) ClearFaults() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
+}
+
+// Delay answers d later, by the package time and not by Options.Now: under
+// testing/synctest no real time passes. A request whose client goes away while
+// it waits is not processed.
+func Delay(d time.Duration) Fault {
+	return Fault{apply: func(e *effects) { e.delay += d }}
+}
+
+// Refuse answers with an HTTP status and a problem, which is one of the Problem
+// constants or "". A retryAfter above 0 is said in a Retry-After field, in
+// whole seconds, rounded up. The request is not processed.
+func Refuse(status int, problem string, retryAfter time.Duration) Fault {
+	a := &refusal{status: status, problem: problem, detail: "refused on purpose", retryAfter: retryAfter}
+	return Fault{final: true, apply: func(e *effects) { e.instead = a.answer() }}
+}
+
+// Hold answers 202: the request has come and its answer is to be asked for
+// again, after retryAfter (see [Refuse]), by the same request. The request is
+// not processed.
+func Hold(retryAfter time.Duration) Fault {
+	a := &refusal{status: http.StatusAccepted, retryAfter: retryAfter}
+	return Fault{final: true, apply: func(e *effects) {
+		e.instead = &answer{status: a.status, header: a.answer().header}
+	}}
+}
+
+// Answer has h answer in the Server's place, whatever that may be: another
+// type, a status that does not exist, endless garbage. The request is not
+// processed, and its body can be read. The Server's other counters and faults
+// go on as ever.
+func Answer(h http.Handler) Fault {
+	return Fault{final: true, apply: func(e *effects) { e.handler = h }}
+}
+
+// LoseRequest breaks the connection before the request is processed.
+func LoseRequest() Fault {
+	return Fault{final: true, apply: func(e *effects) { e.loseRequest = true }}
+}
+
+// LoseAnswer processes the request and breaks the connection instead of
+// answering.
+func LoseAnswer() Fault {
+	return Fault{apply: func(e *effects) { e.loseAnswer = true }}
+}
+
+// CutOff breaks the connection after n bytes of the answer's body have been
+// sent. A shorter body arrives whole.
+func CutOff(n int64) Fault {
+	return Fault{apply: func(e *effects) {
+		e.body = append(e.body, func(r io.Reader) io.Reader { return io.LimitReader(r, n) })
+	}}
+}
+
+// Damage flips the lowest bit of byte n of the answer's body, counted from 0.
+func Damage(n int64) Fault {
+	return Fault{apply: func(e *effects) {
+		e.body = append(e.body, func(r io.Reader) io.Reader { return &damaged{r: r, at: n} })
+	}}
+}
+
+// WrongKey answers an enrolment ([CallTemporary] or [CallEnrol]) with a
+// certificate over another key than the request's. The right one has been
+// issued and counts.
+func WrongKey() Fault { return forged(forgeKey) }
+
+// TwoCertificates answers an enrolment with the right certificate and its
+// issuer's.
+func TwoCertificates() Fault { return forged(forgeTwo) }
+
+// ForeignIssuer answers an enrolment with a certificate over the right key that
+// an unknown authority issued, and [CallCACerts] with that authority.
+func ForeignIssuer() Fault { return forged(forgeIssuer) }
+
+func forged(f forgery) Fault {
+	return Fault{apply: func(e *effects) { e.forge = f }}
+}
+
+// forgery makes other certificates of those that belong into an answer.
+type forgery func(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error)
+
+func forgeKey(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := s.pki.issuing.issueClient(key.Public(), right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
+	return []*x509.Certificate{cert}, err
+}
+
+func forgeTwo(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
+	return []*x509.Certificate{right[0], s.pki.issuing.cert}, nil
+}
+
+func forgeIssuer(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
+	if right[0].IsCA {
+		return []*x509.Certificate{s.pki.foreign.cert}, nil
+	}
+	cert, err := s.pki.foreign.issueClient(right[0].PublicKey, right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
+	return []*x509.Certificate{cert}, err
+}
+
+// fault is a Fault that waits for its requests.
+type fault struct {
+	Fault
+	call Call
+}
+
+// effects is what the faults make of one request.
+type effects struct {
+	delay       time.Duration
+	instead     *answer
+	handler     http.Handler
+	loseRequest bool
+	loseAnswer  bool
+	forge       forgery
+	body        []func(io.Reader) io.Reader
+}
+
+// takeFaults takes the faults that are for the next request of a call.
+func (s *Server) takeFaults(call Call) *effects {
+	e := new(effects)
+	left := s.faults[:0:0]
+	over := false
+	for _, f := range s.faults {
+		if f.call != call || over {
+			left = append(left, f)
+			continue
+		}
+		f.apply(e)
+		over = f.final
+		if f.times--; f.times != 0 {
+			f.times = max(f.times, 0)
+			left = append(left, f)
+		}
+	}
+	s.faults = left
+	return e
+}
+
+// wait waits as long as the faults want. It reports false if the client or the
+// Server has gone before.
+func (e *effects) wait(r *http.Request, done <-chan struct{}) bool {
+	if e.delay <= 0 {
+		return true
+	}
+	timer := time.NewTimer(e.delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-r.Context().Done():
+	case <-done:
+	}
+	return false
+}
+
+// spoil does to the answer's body what the faults want.
+func (e *effects) spoil(a *answer) *answer {
+	for _, f := range e.body {
+		if a.body != nil {
+			a.body = f(a.body)
+		}
+	}
+	return a
+}
+
+// damaged is a stream in which the lowest bit of byte at is flipped.
+type damaged struct {
+	r  io.Reader
+	at int64 // counted from the next byte
+}
+
+func (d *damaged) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if 0 <= d.at && d.at < int64(n) {
+		p[d.at] ^= 1
+	}
+	d.at -= int64(n)
+	return n, err
+}

@@ -1,0 +1,73 @@
+package quarklinktest
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// The problem types: each follows "urn:quarklink:error:".
+const (
+	ProblemDeviceUnknown     = "device-unknown"
+	ProblemDeviceRevoked     = "device-revoked"
+	ProblemNotEnrolled       = "not-enrolled"
+	ProblemBadCSR            = "bad-csr"
+	ProblemBadToken          = "bad-token"
+	ProblemAzureProvisioning = "azure-provisioning"
+	ProblemNoFirmware        = "no-firmware"
+	ProblemUnavailable       = "unavailable"
+)
+
+const problemPrefix = "urn:quarklink:error:"
+
+// refusal is an error that the device is told.
+type refusal struct {
+	status     int
+	problem    string // a Problem constant, or "" if the status says it all
+	detail     string
+	retryAfter time.Duration // 0: not said
+	header     map[string]string
+}
+
+func refuse(status int, problem, detail string) error {
+	return &refusal{status: status, problem: problem, detail: detail}
+}
+
+func (r *refusal) Error() string { return r.detail }
+
+// problemOf makes the answer that tells an error (RFC 9457).
+func problemOf(err error) *answer {
+	var r *refusal
+	if !errors.As(err, &r) {
+		r = &refusal{status: http.StatusInternalServerError, detail: err.Error()}
+	}
+	return r.answer()
+}
+
+func (r *refusal) answer() *answer {
+	document := map[string]any{"title": http.StatusText(r.status), "status": r.status}
+	if r.problem != "" {
+		document["type"] = problemPrefix + r.problem
+	}
+	if r.detail != "" {
+		document["detail"] = r.detail
+	}
+	body, err := json.Marshal(document)
+	if err != nil {
+		body = nil // strings and a number: cannot be
+	}
+	a := content("application/problem+json", body)
+	a.status = r.status
+	a.header = map[string]string{}
+	for name, value := range r.header {
+		a.header[name] = value
+	}
+	if r.retryAfter > 0 {
+		// Whole seconds is all that the field can say: never less than was meant.
+		seconds := (r.retryAfter + time.Second - 1) / time.Second
+		a.header["Retry-After"] = strconv.FormatInt(int64(seconds), 10)
+	}
+	return a
+}
