@@ -78,15 +78,15 @@ next:
 // where its address says, and mapped segments are where they can be mapped.
 func TestBuildLayout(t *testing.T) {
 	pattern := bytes.Repeat([]byte("quark"), 60000)
-	lengths := []int{0, 1, 4, 0x1C, 0x24, 255, 256, 65499, 65500, 65501, 65503, 65504, 65508, 65536, 70001, 131000}
+	lengths := []int{0, 1, 0x24, 65499, 65500, 65503, 65508, 131000}
 	for _, drom := range lengths {
 		for _, irom := range lengths {
-			for _, ram := range [][]int{nil, {4}, {65536}, {100, 40000, 9}} {
+			for _, ram := range [][]int{nil, {4}, {100, 65536, 9}} {
 				for _, pad := range []bool{false, true} {
 					b := image.Builder{Header: image.NewHeader(image.ESP32C3), SecurePad: pad}
 					want := []segment{{0x3C000020, pattern[:drom]}, {0x42020020, pattern[1 : 1+irom]}}
 					for i, n := range ram {
-						want = append(want, segment{0x3FC80000 + uint32(i)<<16, pattern[2 : 2+n]})
+						want = append(want, segment{0x3FC00000 + uint32(i)<<20, pattern[2 : 2+n]})
 					}
 					for _, s := range want {
 						b.Add(s.address, s.data)

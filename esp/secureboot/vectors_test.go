@@ -67,8 +67,8 @@ func unpack(tb testing.TB, path ...string) []byte {
 	return b
 }
 
-// signed returns a file that espsecure signed.
-func signed(tb testing.TB, name string) []byte {
+// espSigned returns a file that espsecure signed.
+func espSigned(tb testing.TB, name string) []byte {
 	return unpack(tb, "..", "image", "testdata", name+".gz")
 }
 
@@ -128,7 +128,7 @@ var files = []struct {
 	make       func(tb testing.TB, b []byte) []byte
 	chip       image.Chip
 	want, also error
-	accepts    []string // where no device ran
+	accepts    []string // eFuse sets that no device was given
 }{
 	{name: "signed/esp32_small_v1.0.0.sbv1.bin", chip: image.ESP32, want: secureboot.ErrNoSignature, also: secureboot.ErrSecureBootV1},
 	{name: "signed/esp32_small_v1.0.0_padv2.rsa1.bin", chip: image.ESP32},
@@ -139,7 +139,7 @@ var files = []struct {
 	{name: "signed/esp32c3_small_v1.0.0_unpadded.rsa1.bin", chip: image.ESP32C3},
 	{name: "signed/esp32c3_small_v1.1.0_padv2.rsa1.bin", chip: image.ESP32C3},
 	{name: "signed/esp32c6_small_v1.0.0_padv2.ec256.bin", chip: image.ESP32C6, accepts: []string{"ec256"}},
-	{name: "signed/esp32s3_small_v1.0.0_padv2.rsa1_append2_append3.bin", chip: image.ESP32S3},
+	{name: "signed/esp32s3_small_v1.0.0_padv2.rsa1_append2_append3.bin", chip: image.ESP32S3, accepts: []string{"rsa3"}},
 
 	{name: "images/esp32_small_v1.0.0_padv2.bin", from: "esp32_small_v1.0.0_padv2.rsa1.bin", make: cut(sector), chip: image.ESP32, want: secureboot.ErrNoSignature},
 	{name: "images/esp32c3_big_v1.0.0_padv2.bin", from: "esp32c3_big_v1.0.0_padv2.rsa1.bin", make: cut(1 << 20), chip: image.ESP32C3, want: secureboot.ErrNoSignature},
@@ -174,7 +174,7 @@ var files = []struct {
 	{name: "bad/pkcs1v15.bin", from: good, make: otherSector("pkcs1v15"), chip: image.ESP32C3, want: secureboot.ErrSignature},
 	{name: "bad/pss_salt0.bin", from: good, make: otherSector("pss_salt0"), chip: image.ESP32C3, want: secureboot.ErrSignature}, // stricter than the device
 	{name: "bad/pubkey_rsa2_sig_rsa1.bin", from: "esp32c3_small_v1.0.0_padv2.rsa2.bin", make: func(tb testing.TB, b []byte) []byte {
-		copy(b[sector+812:], signed(tb, good)[sector+812:sector+1196])
+		copy(b[sector+812:], espSigned(tb, good)[sector+812:sector+1196])
 		fixCRC(b, 0)
 		return b
 	}, chip: image.ESP32C3, want: secureboot.ErrSignature},
@@ -198,7 +198,7 @@ var files = []struct {
 		fixDigests(b)
 		return otherSector("signed_ok_wrong_chip_s3")(tb, b)
 	}, chip: image.ESP32C3, want: secureboot.ErrImage, also: image.ErrChip},
-	{name: "bad/three_block0_erased.bin", from: good, make: otherSector("three_block0_erased"), chip: image.ESP32C3},
+	{name: "bad/three_block0_erased.bin", from: good, make: otherSector("three_block0_erased"), chip: image.ESP32C3, accepts: []string{"rsa3"}},
 	{name: "bad/trailing_partition.bin", from: good, make: func(_ testing.TB, b []byte) []byte {
 		partition := make([]byte, 0x140000)
 		erase(partition)
@@ -248,14 +248,30 @@ func content(tb testing.TB, i int, judged verdict) []byte {
 	f := files[i]
 	var b []byte
 	if f.make == nil {
-		b = signed(tb, filepath.Base(f.name))
+		b = espSigned(tb, filepath.Base(f.name))
 	} else {
-		b = f.make(tb, signed(tb, f.from))
+		b = f.make(tb, espSigned(tb, f.from))
 	}
 	if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != judged.SHA256 {
 		tb.Fatalf("%s: not the file that was judged", f.name)
 	}
 	return b
+}
+
+// bad returns the file of that name in the table.
+func bad(tb testing.TB, name string) []byte {
+	tb.Helper()
+	for i, f := range files {
+		if f.name == name {
+			return content(tb, i, verdicts(tb)[name])
+		}
+	}
+	tb.Fatalf("%s is not in the table", name)
+	return nil
+}
+
+func verify(v secureboot.Verifier, b []byte) error {
+	return v.Verify(context.Background(), bytes.NewReader(b), int64(len(b)))
 }
 
 func TestVerdicts(t *testing.T) {
@@ -278,20 +294,15 @@ func TestVerdicts(t *testing.T) {
 				}
 			}
 
-			sets := append(slices.Concat(v.Accepts, v.Rejects, f.accepts), "ec256b", "ec256", "rsa3", "rsa1,rsa2,rsa3", "rsa1")
+			accepts := slices.Concat(v.Accepts, f.accepts)
+			sets := slices.Concat(accepts, v.Rejects, []string{"rsa1", "rsa3", "rsa1,rsa2,rsa3", "ec256", "ec256b"})
 			for _, set := range sets {
-				accept := f.want == nil && (slices.Contains(v.Accepts, set) || slices.Contains(f.accepts, set))
 				want := f.want
-				if want == nil && !accept {
-					if set == "rsa3" && !slices.Contains(v.Rejects, set) && hasThird(f.name) {
-						want, accept = nil, true
-					} else {
-						want = secureboot.ErrSignature
-					}
+				if want == nil && !slices.Contains(accepts, set) {
+					want = secureboot.ErrSignature
 				}
-				verifier := secureboot.Verifier{Chip: f.chip, Trusted: fuses(t, set)}
-				err := verifier.Verify(context.Background(), bytes.NewReader(b), int64(len(b)))
-				if accept != (err == nil) || !errors.Is(err, want) || !errors.Is(err, f.also) && f.also != nil {
+				err := verify(secureboot.Verifier{Chip: f.chip, Trusted: fuses(t, set)}, b)
+				if (err == nil) != (want == nil) || !errors.Is(err, want) || f.also != nil && !errors.Is(err, f.also) {
 					t.Errorf("eFuse %s: %v, want %v %v", set, err, want, f.also)
 				}
 				checkCode(t, err)
@@ -301,12 +312,6 @@ func TestVerdicts(t *testing.T) {
 	for name := range judged {
 		t.Errorf("%s is in verdicts.json, but not in the table", name)
 	}
-}
-
-// hasThird names the files with a good signature by rsa3, an eFuse set that
-// the devices were not given alone.
-func hasThird(name string) bool {
-	return name == "signed/esp32s3_small_v1.0.0_padv2.rsa1_append2_append3.bin" || name == "bad/three_block0_erased.bin"
 }
 
 // checkCode holds err to the promise that its verdict is found by shape.

