@@ -15,8 +15,8 @@ import (
 //
 // A request that gets no answer within Timeout is sent again, Tries times in
 // all. What comes meanwhile is skipped if it is a line of a console that shares
-// the wire ("I (1234) wifi: …", perhaps coloured) or cannot be a value of the
-// key. After a request had to be repeated, the next one is preceded by a wait
+// the wire ("I (1234) wifi: …", perhaps coloured), the request itself, sent back
+// by a terminal that echoes, or cannot be a value of the key. After a request had to be repeated, the next one is preceded by a wait
 // until the line (console lines apart) has been silent for one Timeout, so that
 // a late answer to the one is not taken for an answer to the other.
 //
@@ -29,7 +29,8 @@ type Device struct {
 	// Port is the line.
 	Port Port
 	// Timeout is how long to wait for an answer before the request is sent
-	// again. 0 means 3 s.
+	// again. 0 means 3 s; much less than a second is too short for a tool that
+	// sends no terminator.
 	Timeout time.Duration
 	// Tries is how often a request is sent at most. 0 means 5.
 	Tries int
@@ -41,6 +42,8 @@ type Device struct {
 
 	ending ending  // how this tool ends its replies, as far as it is known
 	late   bool    // an answer to an earlier request may still come
+	asked  string  // the line of the request
+	echo   bool    // the marker has come back; so may the rest of the request
 	chunk  []byte  // what Read has brought
 	line   lineBuf // what of it is not a whole line yet
 	bad    error   // what was wrong with the last line that was not a value
@@ -102,7 +105,7 @@ func (d *Device) SendDeviceID(ctx context.Context, id string) error {
 	if err := checkDeviceID(id); err != nil {
 		return fmt.Errorf("uart: %w: %w", err, fs.ErrInvalid)
 	}
-	err := d.exchange(ctx, KeyDeviceID, request(KeyDeviceID+":"+id), func([]byte) error { return nil })
+	err := d.exchange(ctx, KeyDeviceID, KeyDeviceID+":"+id, func([]byte) error { return nil })
 	if errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrReply) {
 		return fmt.Errorf("%w: %w", ErrNotAcknowledged, err)
 	}
@@ -112,7 +115,7 @@ func (d *Device) SendDeviceID(ctx context.Context, id string) error {
 // ask asks for one key and returns the first line that parse accepts.
 func ask[T any](ctx context.Context, d *Device, key string, parse func(line []byte) (T, error)) (T, error) {
 	var value T
-	err := d.exchange(ctx, key, request(key), func(line []byte) error {
+	err := d.exchange(ctx, key, key, func(line []byte) error {
 		v, err := parse(line)
 		if err == nil {
 			value = v
@@ -136,9 +139,9 @@ func (d *Device) tries() int {
 	return 5
 }
 
-// exchange sends the request, again and again if it must, until accept has
-// returned nil for a line. The line is accept's only during the call.
-func (d *Device) exchange(ctx context.Context, key string, request []byte, accept func(line []byte) error) error {
+// exchange sends the request with that line, again and again if it must, until
+// accept has returned nil for a reply, which is accept's only during the call.
+func (d *Device) exchange(ctx context.Context, key, line string, accept func(reply []byte) error) error {
 	if d.chunk == nil {
 		d.chunk = make([]byte, 256)
 		d.line.buf = make([]byte, 0, 128) // a password leaves no copies behind by growth
@@ -153,9 +156,9 @@ func (d *Device) exchange(ctx context.Context, key string, request []byte, accep
 	if err := d.settle(ctx); err != nil {
 		return fmt.Errorf("uart: before asking for %s: %w", key, err)
 	}
-	d.bad = nil
+	d.asked, d.bad = line, nil
 	for try := range d.tries() {
-		if err := d.write(ctx, request); err != nil {
+		if err := d.write(ctx); err != nil {
 			return fmt.Errorf("uart: %s: %w", key, err)
 		}
 		answered, err := d.await(ctx, accept)
@@ -220,12 +223,12 @@ func (d *Device) settle(ctx context.Context) error {
 }
 
 // write sends the request. From then on an answer may come.
-func (d *Device) write(ctx context.Context, request []byte) error {
+func (d *Device) write(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	d.late = true
-	if _, err := d.Port.Write(request); err != nil {
+	if _, err := d.Port.Write(request(d.asked)); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -239,9 +242,10 @@ func (d *Device) write(ctx context.Context, request []byte) error {
 // refusal (its error). False with an error means that the port or the context
 // ends the conversation.
 func (d *Device) await(ctx context.Context, accept func(line []byte) error) (answered bool, err error) {
-	end := time.Now().Add(d.timeout())
-	last := time.Now()              // when the last byte came
-	if !isConsole(d.line.bytes()) { // the rest of a console line may be to come
+	last := time.Now() // when the last byte came
+	end := last.Add(d.timeout())
+	d.echo = false
+	if !isConsole(d.line.bytes()) { // of a console line the rest may be to come
 		d.line.reset()
 	}
 	for {
@@ -298,7 +302,7 @@ func (d *Device) waitUntil(end, last time.Time) time.Time {
 // judgeLine judges a line that has come in whole and makes room for the next.
 func (d *Device) judgeLine(accept func(line []byte) error) (answered bool, err error) {
 	line := d.line.bytes()
-	if isConsole(line) {
+	if isConsole(line) || d.isEcho(line) {
 		d.line.reset()
 		return false, nil
 	}
@@ -309,6 +313,24 @@ func (d *Device) judgeLine(accept func(line []byte) error) (answered bool, err e
 	// A console line may break into a reply: keep what came before it.
 	d.line.cut(max(0, consoleIndex(line)))
 	return false, nil
+}
+
+// isEcho reports whether the line is one of our own request: the marker, its NUL
+// (which ends an empty line, or is shown as ^@), the key. A host's terminal
+// echoes until the tool has set it up, and "IEF DATA" would make a fine SSID.
+func (d *Device) isEcho(line []byte) bool {
+	switch string(line) {
+	case marker:
+		d.echo = true
+		return true
+	case "":
+		return d.echo
+	case d.asked, "^@" + d.asked:
+		echo := d.echo
+		d.echo = false
+		return echo
+	}
+	return false
 }
 
 // judgePart judges a line that has not ended when it was time for it to end.
@@ -377,13 +399,10 @@ type lineBuf struct {
 // add takes one byte and reports whether it ends the line.
 func (l *lineBuf) add(b byte) (whole bool) {
 	switch {
-	case b == '\n':
-		if n := len(l.buf); n > 0 && l.buf[n-1] == '\r' {
+	case b == '\n' || b == 0:
+		if n := len(l.buf); b == '\n' && n > 0 && l.buf[n-1] == '\r' {
 			l.buf = l.buf[:n-1]
 		}
-		l.long = l.long || len(l.buf) > DeviceMaxReply
-		return true
-	case b == 0:
 		l.long = l.long || len(l.buf) > DeviceMaxReply
 		return true
 	case len(l.buf) > DeviceMaxReply:

@@ -339,6 +339,29 @@ func TestDeviceConsoleWithoutEnd(t *testing.T) {
 	})
 }
 
+// A terminal that nobody has set up sends back what it gets.
+func TestDeviceEcho(t *testing.T) {
+	echo := func(nul, key string) string { return "IEF DATA\r\n" + nul + key + "\r\n" }
+	for _, nul := range []string{"\x00", "^@", ""} {
+		in(t, func(t *testing.T, d *Device, tool *end) {
+			root := string(testFile(t, "p256.pem.b64"))
+			play(t, tool, says(echo(nul, KeySSID)), says(echo(nul, KeySSID)+"wifi_ssid\n"), // the name of the network happens to be the key
+				says(echo(nul, KeyPassword)+"\n"), says(echo(nul, KeyEndpoint)+"myql.quarklink.io\n"),
+				says(echo(nul, KeyPort)), says(echo(nul, KeyPort)+"443\n"), says(echo(nul, KeyRootCA)+root+"\n"),
+				says(echo(nul, KeyDeviceID+":"+testID)+"OK\n"))
+			got, err := all(t.Context(), d)
+			want := []string{"wifi_ssid", "", "myql.quarklink.io", "443", fmt.Sprint(testRoot(t, "p256.pem")), "acknowledged"}
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("NUL as %q: %.100q, %v", nul, got, err)
+			}
+		})
+		in(t, func(t *testing.T, d *Device, tool *end) {
+			play(t, tool, slices.Repeat([]func(func(string)){says(echo(nul, KeyDeviceID+":"+testID))}, 5)...)
+			mustFail(t, d.SendDeviceID(t.Context(), testID), ErrNotAcknowledged)
+		})
+	}
+}
+
 func TestDeviceNoAnswer(t *testing.T) {
 	in(t, func(t *testing.T, d *Device, tool *end) {
 		requests := play(t, tool)

@@ -71,3 +71,20 @@ func Example() {
 	// tool: DeviceID 01234567…
 	// tool: uart: context canceled
 }
+
+// A root certificate that the device could not hold is refused before anything
+// is sent.
+func ExampleTool_Check() {
+	pemText, err := os.ReadFile("testdata/rsa2048.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	root, _ := pem.Decode(pemText)
+	tool := &uart.Tool{Endpoint: "myql.quarklink.io", RootCA: root.Bytes}
+	fmt.Println(tool.Check())
+	tool.MaxReply = uart.DeviceMaxReply // the device runs this library
+	fmt.Println(tool.Check())
+	// Output:
+	// uart: ql_rootCA: 1093 bytes do not fit a reply of 1023 (see MaxReply): invalid argument
+	// <nil>
+}

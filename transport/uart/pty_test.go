@@ -16,36 +16,41 @@ import (
 	"unsafe"
 )
 
-// openPTY returns the two ends of a pseudo terminal in raw mode: a serial line
-// as the kernel knows it, with nothing of this package in between.
-func openPTY(t *testing.T) (device, tool *os.File) {
+// openPTY returns a pseudo terminal: a serial line as the kernel knows it, with
+// nothing of this package in between. The slave behaves as a terminal device
+// does that was just opened; setRaw makes a plain line of it.
+func openPTY(t *testing.T) (master, slave *os.File) {
 	t.Helper()
-	tool, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		if os.Getenv("QUARKLINK_REAL") == "require" {
 			t.Fatal(err)
 		}
 		t.Skip(err)
 	}
-	t.Cleanup(func() { tool.Close() })
+	t.Cleanup(func() { master.Close() })
 	var number, unlock int32
-	ioctl(t, tool, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
-	ioctl(t, tool, syscall.TIOCGPTN, unsafe.Pointer(&number))
-	device, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	ioctl(t, master, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
+	ioctl(t, master, syscall.TIOCGPTN, unsafe.Pointer(&number))
+	slave, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { device.Close() })
+	t.Cleanup(func() { slave.Close() })
+	return master, slave
+}
 
-	var mode syscall.Termios // as cfmakeraw(3)
-	ioctl(t, device, syscall.TCGETS, unsafe.Pointer(&mode))
+// setRaw does what cfmakeraw(3) does.
+func setRaw(t *testing.T, tty *os.File) {
+	t.Helper()
+	var mode syscall.Termios
+	ioctl(t, tty, syscall.TCGETS, unsafe.Pointer(&mode))
 	mode.Iflag &^= syscall.IGNBRK | syscall.BRKINT | syscall.PARMRK | syscall.ISTRIP | syscall.INLCR | syscall.IGNCR | syscall.ICRNL | syscall.IXON
 	mode.Oflag &^= syscall.OPOST
 	mode.Lflag &^= syscall.ECHO | syscall.ECHONL | syscall.ICANON | syscall.ISIG | syscall.IEXTEN
 	mode.Cflag = mode.Cflag&^(syscall.CSIZE|syscall.PARENB) | syscall.CS8
 	mode.Cc[syscall.VMIN], mode.Cc[syscall.VTIME] = 1, 0
-	ioctl(t, device, syscall.TCSETS, unsafe.Pointer(&mode))
-	return device, tool
+	ioctl(t, tty, syscall.TCSETS, unsafe.Pointer(&mode))
 }
 
 func ioctl(t *testing.T, f *os.File, request uintptr, arg unsafe.Pointer) {
@@ -67,7 +72,8 @@ func TestPTY(t *testing.T) {
 		for _, root := range []string{"p256.pem", "rsa2048.pem"} {
 			t.Run(fmt.Sprintf("%s, no terminator %v", root, noTerminator), func(t *testing.T) {
 				before := runtime.NumGoroutine()
-				devicePort, toolPort := openPTY(t)
+				toolPort, devicePort := openPTY(t)
+				setRaw(t, devicePort)
 				tool := testTool(t)
 				tool.RootCA, tool.MaxReply, tool.NoTerminator = testRoot(t, root), DeviceMaxReply, noTerminator
 				ids := make(chan string, 1)
@@ -105,10 +111,35 @@ func TestPTY(t *testing.T) {
 	}
 }
 
+// The host's terminal echoes what the device sends, until the tool comes and sets
+// it up.
+func TestPTYEcho(t *testing.T) {
+	devicePort, toolPort := openPTY(t)
+	d := &Device{Port: devicePort, Timeout: 300 * time.Millisecond, Tries: 100}
+	var ssid string
+	asked := make(chan error)
+	go func() {
+		var err error
+		ssid, err = d.SSID(t.Context())
+		asked <- err
+	}()
+	request := make([]byte, 64) // the kernel hands out a line once it has echoed it
+	if n, err := toolPort.Read(request); string(request[:n]) != "IEF DATA\n" || err != nil {
+		t.Fatalf("%q, %v", request[:n], err)
+	}
+	setRaw(t, toolPort)
+	stop := serve(t, testTool(t), toolPort)
+	if err := <-asked; ssid != "Workshop" || err != nil {
+		t.Errorf("%q, %v", ssid, err)
+	}
+	stop()
+}
+
 // A device that waits at a real line returns when its context ends, and so does
 // a tool; the line can be used afterwards.
 func TestPTYCancel(t *testing.T) {
-	devicePort, toolPort := openPTY(t)
+	toolPort, devicePort := openPTY(t)
+	setRaw(t, devicePort)
 	ctx, cancel := context.WithCancel(t.Context())
 	stop := serve(t, &Tool{OnLine: func(line []byte) {
 		if string(line) == "stop" {

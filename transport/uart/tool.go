@@ -50,7 +50,7 @@ type Tool struct {
 	OnLine func(line []byte)
 
 	// NoTerminator leaves out the "\n" after each reply, for a device that would
-	// take it for a part of the value.
+	// take it for a part of the value. An empty password is then no answer.
 	NoTerminator bool
 	// MaxReply is how many bytes, end of line included, a reply may have. 0 means
 	// 1023, which is what the vendor's device can hold: a P-256 root fits, an
@@ -161,8 +161,8 @@ func (t *Tool) checkReply(key, value string) error {
 		return err
 	case strings.ContainsAny(value, "\n\x00") || strings.HasSuffix(value, "\r"):
 		return errors.New("contains what ends a reply")
-	case value == replyRefused || value == replyUnsupported || isConsole(line):
-		return errors.New("reads like a refusal or a console line")
+	case value == replyRefused || value == replyUnsupported || value == marker || isConsole(line):
+		return errors.New("reads like a refusal, a request or a console line")
 	case !t.fits(value):
 		return fmt.Errorf("%d bytes do not fit a reply of %d (see MaxReply)", len(t.ended(value)), t.maxReply())
 	}

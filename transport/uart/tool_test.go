@@ -228,6 +228,8 @@ func TestToolCheck(t *testing.T) {
 		{Tool{SSID: "Work\rshop"}, ""},
 		{Tool{SSID: "ERROR refused"}, "reads like a refusal"},
 		{Tool{SSID: "Workshop", Password: "ERROR unsupported"}, "reads like a refusal"},
+		{Tool{SSID: "IEF DATA"}, "a request"},
+		{Tool{SSID: "wifi_ssid"}, ""},
 		{Tool{SSID: "I (1) Workshop"}, "or a console line"},
 		{Tool{SSID: "\x1b[1mI (1) Workshop"}, "or a console line"},
 		{Tool{SSID: "Cafe I (1) x"}, ""},
