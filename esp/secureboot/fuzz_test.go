@@ -2,9 +2,7 @@ package secureboot_test
 
 import (
 	"crypto/elliptic"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"testing"
 
 	"github.com/quarklink-go/quarklink/esp/image"
@@ -40,16 +38,3 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
-
-// FuzzBlock gives any block a right CRC and trusts its key, so that all of
-// the code behind trust sees it too. A block can still only be valid if it is
-// the one that was signed.
-func FuzzBlock(f *testing.F) {
-	keys := []interface {
-		secureboot.Digest
-	}{}
-	_ = keys
-}
-
-var _ = binary.LittleEndian
-var _ = crc32.ChecksumIEEE

@@ -1,0 +1,82 @@
+package secureboot
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha512"
+	"encoding/binary"
+	"hash/crc32"
+	"math/big"
+	"testing"
+)
+
+// FuzzBlock gives any block a right CRC and tries its signature without
+// asking who made it: what is behind the trusted digest must not panic either.
+func FuzzBlock(f *testing.F) {
+	key, err := rsa.GenerateKey(rand.Reader, rsaBits)
+	if err != nil {
+		f.Fatal(err)
+	}
+	keys := []any{&key.PublicKey}
+	for _, curve := range []elliptic.Curve{P192(), elliptic.P256(), elliptic.P384()} {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			f.Fatal(err)
+		}
+		keys = append(keys, &key.PublicKey)
+	}
+	for _, key := range keys {
+		b, err := newBlock(key)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for i := digestOffset; i < crcOffset; i++ { // signature and digest, whatever they are
+			if b.raw[i] == 0 {
+				b.raw[i] = 1
+			}
+		}
+		b.key.put(b.raw)
+		f.Add(b.raw)
+	}
+	digest := sha512.Sum384(nil)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		raw := make([]byte, blockSize)
+		copy(raw, data)
+		raw[0] = blockMagic
+		binary.LittleEndian.PutUint32(raw[crcOffset:], crc32.ChecksumIEEE(raw[:crcOffset]))
+		b, err := parseBlock(raw)
+		if err != nil {
+			return
+		}
+		if b.key.verify(raw, digest[:b.key.hash().Size()]) {
+			t.Error("a signature out of thin air")
+		}
+	})
+}
+
+// The precomputed values are what their names say.
+func TestPrecomputed(t *testing.T) {
+	for _, n := range []uint32{1, 3, 5, 0x7FFFFFFF, 0x80000001, 0xDEADBEEF, 0xFFFFFFFF} {
+		if m := mPrime(n); m*n != 0xFFFFFFFF { // n * -n^-1 = -1 mod 2^32
+			t.Errorf("mPrime(%d) = %d", n, m)
+		}
+	}
+	key, err := rsa.GenerateKey(rand.Reader, rsaBits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newBlock(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := new(big.Int).Exp(big.NewInt(2), big.NewInt(2*rsaBits), key.N)
+	if got := new(big.Int).SetBytes(bigEndian(b.raw[rsaR2:rsaMPrime])); got.Cmp(want) != 0 {
+		t.Error("rinv is not 2^6144 mod n")
+	}
+	if !bytes.Equal(b.raw[:4], []byte{blockMagic, versionRSA, 0, 0}) {
+		t.Errorf("% x", b.raw[:4])
+	}
+}
