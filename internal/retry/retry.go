@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 	"time"
 
@@ -204,13 +205,17 @@ func network(err error) bool {
 		_, errno := e.(syscall.Errno)
 		return !errno
 	}
-	return serverClosedIdle(err)
+	return brokenConnection(err)
 }
 
-// serverClosedIdle finds an error that net/http does not export: a kept-alive
-// connection that the server closed just as the request was about to use it.
-func serverClosedIdle(err error) bool {
-	return err != nil && err.Error() == "http: server closed idle connection"
+// brokenConnection knows two errors of net/http that have no type: a kept-alive
+// connection that the server closed just as the request was about to use it,
+// and an answer that is not whole HTTP, which is how a connection cut within
+// the header shows.
+func brokenConnection(err error) bool {
+	return err != nil &&
+		(err.Error() == "http: server closed idle connection" ||
+			strings.HasPrefix(err.Error(), "net/http: HTTP/1.x transport connection broken: "))
 }
 
 func asType[E error](err error) (E, bool) {

@@ -1,0 +1,294 @@
+package retry
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// post sends an enrolment-like request and reads the answer, as a caller of Do
+// would.
+func post(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("request"))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.ReadAll(resp.Body)
+	return err
+}
+
+// pki is a server certificate for 127.0.0.1 and who trusts it.
+func pki(t *testing.T) (server tls.Certificate, roots *x509.CertPool) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS()
+	defer s.Close()
+	roots = x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	return s.TLS.Certificates[0], roots
+}
+
+// serve accepts connections on loopback and hands each to handle, which may do
+// with it what it likes; the connection is closed after it.
+func serve(t *testing.T, handle func(*net.TCPConn)) (addr string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { ln.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				handle(conn.(*net.TCPConn))
+			})
+		}
+	})
+	return ln.Addr().String()
+}
+
+// newClient makes a client of its own, which leaves nothing behind.
+func newClient(t *testing.T, config *tls.Config) (*http.Client, *http.Transport) {
+	tr := &http.Transport{TLSClientConfig: config}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}, tr
+}
+
+// Whatever the stage at which the connection breaks, it is worth another try.
+func TestAgainConnectionCut(t *testing.T) {
+	cert, roots := pki(t)
+	config := &tls.Config{Certificates: []tls.Certificate{cert}}
+
+	// after runs the handshake and reads the request, then says the words.
+	after := func(words string) func(*net.TCPConn) {
+		return func(tcp *net.TCPConn) {
+			conn := tls.Server(tcp, config)
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err != nil {
+				return
+			}
+			io.WriteString(conn, words)
+		}
+	}
+	reset := func(then func(*net.TCPConn)) func(*net.TCPConn) {
+		return func(conn *net.TCPConn) {
+			then(conn)
+			conn.SetLinger(0) // close sends RST
+		}
+	}
+	readSome := func(conn *net.TCPConn) { conn.Read(make([]byte, 64)) }
+
+	for _, tt := range []struct {
+		name   string
+		handle func(*net.TCPConn)
+	}{
+		{"closed when accepted", func(*net.TCPConn) {}},
+		{"reset when accepted", reset(func(*net.TCPConn) {})},
+		{"closed in the handshake", readSome},
+		{"reset in the handshake", reset(readSome)},
+		{"closed within a record of the handshake", func(conn *net.TCPConn) {
+			readSome(conn)
+			conn.Write([]byte{22, 3, 3, 0, 100, 2})
+		}},
+		{"closed after the handshake", func(conn *net.TCPConn) { tls.Server(conn, config).Handshake() }},
+		{"reset after the handshake", reset(func(conn *net.TCPConn) { tls.Server(conn, config).Handshake() })},
+		{"closed after the request", after("")},
+		{"reset after the request", reset(after(""))},
+		{"closed in the status line", after("HTTP/1.1 20")},
+		{"closed in the header", after("HTTP/1.1 200 OK\r\nContent-Le")},
+		{"closed after the header", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")},
+		{"closed in the body", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")},
+		{"reset in the body", reset(after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"))},
+		{"closed in a chunk", after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n12345")},
+		{"closed between chunks", after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, _ := newClient(t, &tls.Config{RootCAs: roots})
+			wantAgain(t, post(t.Context(), client, "https://"+serve(t, tt.handle)), true)
+		})
+	}
+
+	t.Run("refused", func(t *testing.T) {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.Close()
+		client, _ := newClient(t, nil)
+		wantAgain(t, post(t.Context(), client, "https://"+ln.Addr().String()), true)
+	})
+}
+
+func wantAgain(t *testing.T, err error, want bool) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if _, again := Again(err); again != want {
+		t.Errorf("again = %v for %#v: %v", again, errors.Unwrap(err), err)
+	}
+	t.Log(err)
+}
+
+// The time-outs of net/http all claim to be context.DeadlineExceeded or say
+// nothing; the caller's context is the only one that is final.
+func TestAgainTimeouts(t *testing.T) {
+	cert, roots := pki(t)
+	mute := serve(t, func(conn *net.TCPConn) { io.Copy(io.Discard, conn) })
+	silent := serve(t, func(conn *net.TCPConn) {
+		io.Copy(io.Discard, tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}}))
+	})
+	const soon = time.Millisecond
+	for _, tt := range []struct {
+		name  string
+		addr  string
+		setup func(*http.Client, *http.Transport)
+		again bool
+	}{
+		{"dial", mute, func(_ *http.Client, tr *http.Transport) {
+			tr.DialContext = (&net.Dialer{Deadline: time.Now().Add(-time.Second)}).DialContext
+		}, true},
+		{"handshake", mute, func(_ *http.Client, tr *http.Transport) { tr.TLSHandshakeTimeout = soon }, true},
+		{"answer", silent, func(_ *http.Client, tr *http.Transport) { tr.ResponseHeaderTimeout = soon }, true},
+		{"client", silent, func(c *http.Client, _ *http.Transport) { c.Timeout = soon }, true},
+		{"context in the handshake", mute, nil, false},
+		{"context after the request", silent, nil, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx := t.Context()
+			client, tr := newClient(t, &tls.Config{RootCAs: roots})
+			if tt.setup != nil {
+				tt.setup(client, tr)
+			} else {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, soon)
+				defer cancel()
+			}
+			wantAgain(t, post(ctx, client, "https://"+tt.addr), tt.again)
+		})
+	}
+}
+
+// What one side refuses stays refused.
+func TestAgainRefused(t *testing.T) {
+	cert, roots := pki(t)
+	for _, tt := range []struct {
+		name   string
+		server *tls.Config
+		client *tls.Config
+	}{
+		{"unknown authority", &tls.Config{}, &tls.Config{RootCAs: x509.NewCertPool()}},
+		{"another name", &tls.Config{}, &tls.Config{RootCAs: roots, ServerName: "other.test"}},
+		{"expired", &tls.Config{}, &tls.Config{RootCAs: roots, Time: func() time.Time { return time.Unix(1<<40, 0) }}},
+		{"not yet valid", &tls.Config{}, &tls.Config{RootCAs: roots, Time: func() time.Time { return time.Unix(-1, 0) }}},
+		{"version", &tls.Config{MaxVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}},
+		{"client certificate, TLS 1.2", &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots}},
+		{"client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13}, &tls.Config{RootCAs: roots}},
+		{"untrusted client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13},
+			&tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.server.Certificates = []tls.Certificate{cert}
+			addr := serve(t, func(tcp *net.TCPConn) {
+				conn := tls.Server(tcp, tt.server)
+				if conn.Handshake() != nil {
+					// Let the client read the alert before the reset that
+					// closing with unread data would send.
+					tcp.CloseWrite()
+				}
+				io.Copy(io.Discard, tcp)
+			})
+			client, _ := newClient(t, tt.client)
+			wantAgain(t, post(t.Context(), client, "https://"+addr), false)
+		})
+	}
+
+	t.Run("no TLS", func(t *testing.T) {
+		addr := serve(t, func(conn *net.TCPConn) {
+			io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			io.Copy(io.Discard, conn)
+		})
+		client, _ := newClient(t, &tls.Config{RootCAs: roots})
+		wantAgain(t, post(t.Context(), client, "https://"+addr), false)
+	})
+	t.Run("no HTTP", func(t *testing.T) {
+		addr := serve(t, func(tcp *net.TCPConn) {
+			conn := tls.Server(tcp, &tls.Config{Certificates: []tls.Certificate{cert}})
+			io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n")
+			io.Copy(io.Discard, conn)
+		})
+		client, _ := newClient(t, &tls.Config{RootCAs: roots})
+		// The same as a connection cut within the header.
+		wantAgain(t, post(t.Context(), client, "https://"+addr), true)
+	})
+}
+
+// watched tells when it is closed.
+type watched struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *watched) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// A kept-alive connection that the server closes between the moment it was
+// chosen for the next request and the first byte written: net/http has no type
+// for that error and does not repeat a POST.
+func TestAgainServerClosedIdle(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	defer s.Close()
+
+	var conn *watched
+	client, tr := newClient(t, nil)
+	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		conn = &watched{Conn: c, closed: make(chan struct{})}
+		return conn, err
+	}
+	if err := post(t.Context(), client, s.URL); err != nil {
+		t.Fatal(err)
+	}
+	reused := false
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if reused = info.Reused; reused {
+			s.CloseClientConnections()
+			<-conn.closed // by the reader of net/http, which saw the end
+		}
+	}})
+	err := post(ctx, client, s.URL)
+	if !reused {
+		t.Fatal("the connection was not kept alive")
+	}
+	wantAgain(t, err, true)
+	if !strings.HasSuffix(err.Error(), "http: server closed idle connection") {
+		t.Errorf("net/http now says %v: is brokenConnection of use?", err)
+	}
+}
