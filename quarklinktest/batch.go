@@ -2,13 +2,9 @@ package quarklinktest
 
 import (
 	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"time"
 
@@ -33,8 +29,8 @@ type Batch struct {
 	SigningKey crypto.Signer
 	// Firmware is published at once, as by Publish. Nil: none.
 	Firmware *Firmware
-	// PollAfter is when a device is asked to ask for its status again, in
-	// whole seconds or fractions. 0: nothing is said.
+	// PollAfter is how long a device is asked to wait before it asks for its
+	// status again. 0: nothing is said.
 	PollAfter time.Duration
 }
 
@@ -104,11 +100,14 @@ func (s *Server) AddBatch(b Batch) error {
 	if b.Policy.Hub != nil && b.Policy.Database != nil {
 		return fmt.Errorf("quarklinktest: batch %q: its policy has both a hub and a database", b.Name)
 	}
-	new := &batch{Batch: b}
-	new.Devices, new.Firmware = nil, nil
+	if b.Policy.Lifetime < 0 {
+		return fmt.Errorf("quarklinktest: batch %q: certificates with a lifetime of %v", b.Name, b.Policy.Lifetime)
+	}
+	added := &batch{Batch: b}
+	added.Devices, added.Firmware = nil, nil
 	if b.Firmware != nil {
 		var err error
-		if new.published, err = prepare(*b.Firmware, b.SigningKey); err != nil {
+		if added.published, err = prepare(*b.Firmware, b.SigningKey); err != nil {
 			return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
 		}
 	}
@@ -124,10 +123,10 @@ func (s *Server) AddBatch(b Batch) error {
 		}
 		listed[id] = true
 	}
-	if err := s.addDevices(new, b.Devices); err != nil {
+	if err := s.addDevices(added, b.Devices); err != nil {
 		return err
 	}
-	s.batches[b.Name] = new
+	s.batches[b.Name] = added
 	return nil
 }
 
@@ -250,141 +249,24 @@ func (s *Server) Expire(id quarklink.DeviceID) error {
 // Certificates returns every device certificate ever issued to a device, the
 // oldest first, none if the device is unknown.
 func (s *Server) Certificates(id quarklink.DeviceID) []*x509.Certificate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var certs []*x509.Certificate
-	_ = s.change(id, func(d *device) error { // unknown: none
+	if d := s.devices[id]; d != nil {
 		for _, i := range d.issued {
 			certs = append(certs, i.cert)
 		}
-		return nil
-	})
+	}
 	return certs
 }
 
 // Outcomes returns what a device told of its images, the oldest first, nothing
 // if the device is unknown.
 func (s *Server) Outcomes(id quarklink.DeviceID) []Outcome {
-	var outcomes []Outcome
-	_ = s.change(id, func(d *device) error { // unknown: none
-		outcomes = slices.Clone(d.outcomes)
-		return nil
-	})
-	return outcomes
-}
-
-// authorise finds out who asks and whether it may: by the key that it has, or
-// by the certificate that the Server remembers having issued, and never by a
-// name in a certificate.
-func (s *Server) authorise(q *request, accepts proof, whileRevoked bool) error {
-	proves, id, mine := byNothing, quarklink.DeviceID(""), (*issued)(nil)
-	if shown := q.TLS.PeerCertificates; len(shown) > 0 {
-		if mine = s.issued[sha256.Sum256(shown[0].Raw)]; mine != nil {
-			proves, id = mine.proves, mine.device.id
-		} else {
-			proves = byIdentity
-			id, _ = quarklink.DeviceIDOf(shown[0].PublicKey) // a key of another kind is nobody's
-		}
-	}
-	d := s.devices[id]
-	q.device = d
-	switch {
-	case d != nil && d.state == quarklink.StateRevoked && !whileRevoked:
-		return refuse(http.StatusForbidden, ProblemDeviceRevoked, "the device is revoked")
-	case accepts&byNothing != 0:
-		return nil
-	case proves == byNothing:
-		return refuse(http.StatusForbidden, "", "this call needs a client certificate")
-	case d == nil:
-		return refuse(http.StatusNotFound, ProblemDeviceUnknown, "the device is in no batch")
-	case accepts&proves == 0:
-		return refuse(http.StatusForbidden, "", "this call does not take "+proves.String())
-	case mine != nil && !mine.valid(s.now()):
-		return refuse(http.StatusForbidden, "", proves.String()+" has expired or was revoked")
-	}
-	return nil
-}
-
-func (p proof) String() string {
-	switch p {
-	case byIdentity:
-		return "the identity certificate"
-	case byTemporary:
-		return "a temporary certificate"
-	case byDevice:
-		return "a device certificate"
-	}
-	return "no certificate"
-}
-
-// maxBatchFile is how much ParseDevices reads: some 200000 devices.
-const maxBatchFile = 16 << 20
-
-// ParseDevices reads the JSON file in which QuarkLink has a batch's devices:
-//
-//	{"devices": ["<64 hexadecimal digits>", …]}
-//
-// It takes that and nothing else: other members, duplicates, anything that
-// quarklink.ParseDeviceID refuses, bytes after the end, and files of more than
-// 16 MiB are errors. An empty list is none.
-func ParseDevices(r io.Reader) ([]quarklink.DeviceID, error) {
-	limited := &io.LimitedReader{R: r, N: maxBatchFile + 1}
-	ids, err := parseDevices(json.NewDecoder(limited))
-	if limited.N == 0 {
-		err = fmt.Errorf("the file is larger than %d bytes", maxBatchFile)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("quarklinktest: batch file: %w", err)
-	}
-	return ids, nil
-}
-
-func parseDevices(d *json.Decoder) ([]quarklink.DeviceID, error) {
-	for _, want := range []json.Token{json.Delim('{'), "devices", json.Delim('[')} {
-		if err := expect(d, want); err != nil {
-			return nil, err
-		}
-	}
-	ids := []quarklink.DeviceID{}
-	listed := map[quarklink.DeviceID]bool{}
-	for d.More() {
-		token, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		text, ok := token.(string)
-		if !ok {
-			return nil, fmt.Errorf("device %d is not a string", len(ids)+1)
-		}
-		id, err := quarklink.ParseDeviceID(text)
-		if err != nil {
-			return nil, fmt.Errorf("device %d: %w", len(ids)+1, err)
-		}
-		if listed[id] {
-			return nil, fmt.Errorf("device %d: %s is listed twice", len(ids)+1, id)
-		}
-		listed[id] = true
-		ids = append(ids, id)
-	}
-	for _, want := range []json.Token{json.Delim(']'), json.Delim('}')} {
-		if err := expect(d, want); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the end")
-	}
-	return ids, nil
-}
-
-func expect(d *json.Decoder, want json.Token) error {
-	got, err := d.Token()
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return err
-	}
-	if got != want {
-		return fmt.Errorf("%.80q where %q belongs", fmt.Sprint(got), fmt.Sprint(want))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d := s.devices[id]; d != nil {
+		return slices.Clone(d.outcomes)
 	}
 	return nil
 }

@@ -68,9 +68,8 @@ func Hold(retryAfter time.Duration) Fault {
 }
 
 // Answer has h answer in the Server's place, whatever that may be: another
-// type, a status that does not exist, endless garbage. The request is not
-// processed, and its body can be read. The Server's other counters and faults
-// go on as ever.
+// type, a redirect, endless garbage. The request is not processed; its body can
+// be read. Of other faults only [Delay] goes with it.
 func Answer(h http.Handler) Fault {
 	return Fault{final: true, apply: func(e *effects) { e.handler = h }}
 }

@@ -144,9 +144,14 @@ const blockMagic = 0xE7
 
 // sign adds a signature to an image that has none.
 func (p *published) sign(img *image.Image, key crypto.Signer) error {
-	var first [1]byte
-	if n, _ := p.content.ReadAt(first[:], img.PaddedLength()); n == 1 && first[0] == blockMagic && p.manifest.Size > img.PaddedLength() {
-		return nil
+	if at := img.PaddedLength(); at < p.manifest.Size {
+		var first [1]byte
+		if n, err := p.content.ReadAt(first[:], at); n < 1 {
+			return fmt.Errorf("read firmware: %w", err)
+		}
+		if first[0] == blockMagic {
+			return nil
+		}
 	}
 	trailer, at, err := secureboot.SignAt(rand.Reader, p.content, p.manifest.Size, key)
 	if err != nil {

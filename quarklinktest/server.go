@@ -1,18 +1,15 @@
 package quarklinktest
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -304,166 +301,4 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 func cut(r *http.Request) {
 	r.Context().Value(connKey{}).(*conn).Close()
 	panic(http.ErrAbortHandler) // how net/http wants to be told
-}
-
-// Call names a call of an instance.
-type Call string
-
-// The calls.
-const (
-	CallCACerts    Call = "cacerts"    // GET  /.well-known/est/cacerts
-	CallTemporary  Call = "temporary"  // POST /.well-known/est/temporary/simpleenroll
-	CallEnrol      Call = "enrol"      // POST /.well-known/est/simpleenroll
-	CallConnection Call = "connection" // GET  /quarklink/v1/connection
-	CallStatus     Call = "status"     // GET  /quarklink/v1/status
-	CallFirmware   Call = "firmware"   // GET  /quarklink/v1/firmware
-	CallOutcome    Call = "outcome"    // POST /quarklink/v1/firmware/outcome
-)
-
-// proof is what a request's client certificate proves, as a set.
-type proof uint8
-
-const (
-	byNothing   proof = 1 << iota // no client certificate
-	byIdentity                    // any certificate that is not of this Server
-	byTemporary                   // a temporary certificate
-	byDevice                      // a device certificate
-)
-
-// calls says who may make which call, and what answers it.
-var calls = []struct {
-	call         Call
-	pattern      string
-	accepts      proof
-	whileRevoked bool
-	answer       func(*Server, *request) (*answer, error)
-}{
-	{CallCACerts, "GET /.well-known/est/cacerts", byNothing | byIdentity | byTemporary | byDevice, false, (*Server).answerCACerts},
-	{CallTemporary, "POST /.well-known/est/temporary/simpleenroll", byIdentity, false, (*Server).answerTemporary},
-	{CallEnrol, "POST /.well-known/est/simpleenroll", byTemporary, false, (*Server).answerEnrol},
-	{CallConnection, "GET /quarklink/v1/connection", byTemporary | byDevice, false, (*Server).answerConnection},
-	{CallStatus, "GET /quarklink/v1/status", byIdentity, true, (*Server).answerStatus},
-	{CallFirmware, "GET /quarklink/v1/firmware", byIdentity, false, (*Server).answerFirmware},
-	{CallOutcome, "POST /quarklink/v1/firmware/outcome", byIdentity, false, (*Server).answerOutcome},
-}
-
-// request is a call that is being answered.
-type request struct {
-	*http.Request
-	body   []byte
-	device *device // who asks; nil if nobody has to
-	forge  forgery // what to answer instead of the right certificates; may be nil
-}
-
-// answer is what will be sent.
-type answer struct {
-	status      int
-	contentType string
-	header      map[string]string
-	body        io.Reader
-	size        int64
-}
-
-func content(contentType string, body []byte) *answer {
-	return &answer{status: http.StatusOK, contentType: contentType, body: bytes.NewReader(body), size: int64(len(body))}
-}
-
-// handler routes requests to the calls.
-func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	for _, c := range calls {
-		mux.HandleFunc(c.pattern, func(w http.ResponseWriter, r *http.Request) {
-			s.handle(w, r, c.call, func(q *request) (*answer, error) {
-				s.mu.Lock()
-				defer s.mu.Unlock()
-				if err := s.authorise(q, c.accepts, c.whileRevoked); err != nil {
-					return nil, err
-				}
-				return c.answer(s, q)
-			})
-		})
-	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.handle(w, r, "", func(*request) (*answer, error) {
-			return nil, refuse(http.StatusNotFound, "", "there is no such call")
-		})
-	})
-	return mux
-}
-
-// handle answers one request, as well or as badly as the faults allow.
-func (s *Server) handle(w http.ResponseWriter, r *http.Request, call Call, process func(*request) (*answer, error)) {
-	s.mu.Lock()
-	s.stats.Requests++
-	if call != "" {
-		s.stats.Calls[call]++
-	}
-	e := s.takeFaults(call)
-	s.mu.Unlock()
-
-	// Until the body has been read net/http does not notice that a client
-	// goes away.
-	q := &request{Request: r, forge: e.forge}
-	var err error
-	q.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBody))
-	if err != nil {
-		process = func(*request) (*answer, error) {
-			return nil, refuse(http.StatusRequestEntityTooLarge, "", fmt.Sprintf("read the request: %v", err))
-		}
-	}
-	if !e.wait(r, s.done) || e.loseRequest {
-		cut(r)
-	}
-	if e.handler != nil {
-		r.Body = io.NopCloser(bytes.NewReader(q.body))
-		e.handler.ServeHTTP(w, r)
-		return
-	}
-	var a *answer
-	if e.instead != nil {
-		a = e.instead
-	} else if a, err = process(q); err != nil {
-		a = problemOf(err)
-	}
-	s.logRequest(q, call, a, err)
-	if e.loseAnswer {
-		cut(r)
-	}
-	s.send(w, r, e.spoil(a))
-}
-
-func (s *Server) logRequest(q *request, call Call, a *answer, err error) {
-	attrs := []slog.Attr{
-		slog.String("call", string(call)), slog.String("path", q.URL.Path), slog.Int("status", a.status),
-	}
-	if q.device != nil {
-		attrs = append(attrs, slog.String("deviceID", string(q.device.id)))
-	}
-	if err != nil {
-		attrs = append(attrs, slog.Any("error", err))
-	}
-	s.log.LogAttrs(q.Context(), slog.LevelInfo, "request", attrs...)
-}
-
-// send sends an answer. One whose body ends early cuts the connection.
-func (s *Server) send(w http.ResponseWriter, r *http.Request, a *answer) {
-	h := w.Header()
-	h.Set("Date", s.now().UTC().Format(http.TimeFormat))
-	h.Set("Content-Length", strconv.FormatInt(a.size, 10))
-	if a.contentType != "" {
-		h.Set("Content-Type", a.contentType)
-	}
-	for name, value := range a.header {
-		h.Set(name, value)
-	}
-	w.WriteHeader(a.status)
-	if r.Method == http.MethodHead || a.size == 0 {
-		return
-	}
-	n, err := io.Copy(w, a.body)
-	if err != nil || n < a.size {
-		http.NewResponseController(w).Flush()
-		s.log.LogAttrs(r.Context(), slog.LevelWarn, "answer cut off", slog.Int64("after", n), slog.Any("error", err))
-		cut(r)
-	}
 }

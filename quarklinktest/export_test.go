@@ -1,0 +1,7 @@
+package quarklinktest
+
+// For the tests of this package.
+var (
+	ByteRange          = byteRange
+	ParseFirmwareField = parseFirmwareField
+)
