@@ -1,0 +1,318 @@
+// Package keystoretest checks that a key store keeps the contract of package
+// keystore, as testing/fstest does for file systems. It imports no testing, so
+// that a program can check the chip it runs on.
+package keystoretest
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/quarklink-go/quarklink/keystore"
+)
+
+// Test checks a key store and returns nil, or all findings joined into one error
+// (see [errors.Join]), each saying what broke and what the contract is.
+//
+// It calls open several times, at times for two stores at once. All of them must
+// give access to the same keys, as after a restart. A store that is an io.Closer
+// is closed when Test is done with it.
+//
+// A store may be read-only, hold one key for both roles, restrict its signers
+// ([keystore.Restricted]), and hold ECDSA, RSA or Ed25519 keys. At least one key
+// must be there or be made: if the store is a [keystore.Generator] Test generates
+// the keys that are absent, and those stay, on a chip for good. To see all of its
+// checks run it on a fresh store and once more on the same.
+//
+// Test makes some hundred signatures. It counts the process's goroutines and, where
+// the system tells, its file descriptors; therefore nothing else should start or end
+// meanwhile. A call that ignores the end of its context is given up after 10
+// seconds, one that does not return at all after a minute. When ctx ends Test
+// returns early with what it found and the context's error.
+func Test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error)) error {
+	return test(ctx, open, patience)
+}
+
+func test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error), patience time.Duration) error {
+	c := &checker{ctx: ctx, opener: open, patience: patience}
+	if err := guard(func() error { c.run(); return nil }); err != nil {
+		c.found("the store %w; contract: it never panics", err)
+	}
+	c.close()
+	if err := ctx.Err(); err != nil {
+		c.findings = append(c.findings, fmt.Errorf("keystoretest: not finished: %w", err))
+	}
+	return errors.Join(c.findings...)
+}
+
+const (
+	patience       = 10 * time.Second
+	callLimit      = time.Minute // for a call on the slowest chip
+	handleCalls    = 256         // more than any store has handles
+	handleSignings = 64
+	signers        = 4 // goroutines that sign at once
+	signaturesEach = 6
+)
+
+var roles = []keystore.Role{keystore.Enrolment, keystore.Device}
+
+type checker struct {
+	ctx    context.Context
+	opener func(context.Context) (keystore.KeyStore, error)
+	opened []keystore.KeyStore
+
+	patience time.Duration // for a call to notice that its context has ended
+
+	mu       sync.Mutex
+	findings []error
+}
+
+// found records a finding: what was checked, what happened and, after "contract:",
+// what should have.
+func (c *checker) found(format string, args ...any) {
+	if c.ctx.Err() != nil {
+		return // what fails then, fails because of it
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.findings = append(c.findings, fmt.Errorf("keystoretest: "+format, args...))
+}
+
+// run goes from the states that a device passes only once to those it stays in.
+func (c *checker) run() {
+	first, second := c.open(), c.open()
+	if first == nil || second == nil {
+		return
+	}
+	if generator, ok := first.(keystore.Generator); ok {
+		c.checkGenerator(generator, second)
+	}
+	keys := make(map[keystore.Role][32]byte)
+	for _, role := range roles {
+		signer, err := c.signer(c.ctx, first, role)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			c.found("%s: Signer: %w; contract: an absent key is fs.ErrNotExist, and one that is there opens", role, err)
+			continue
+		}
+		id, ok := c.public(role, signer)
+		if !ok {
+			continue
+		}
+		keys[role] = id
+		c.checkKey(role, id, signer, first, second)
+	}
+	if len(keys) == 0 && len(c.findings) == 0 {
+		c.found("there is no key to check; contract: a store that cannot make keys comes with one")
+	}
+	c.checkRestart(keys)
+}
+
+// checkKey checks a key that is there.
+func (c *checker) checkKey(role keystore.Role, id [32]byte, signer crypto.Signer, first, second keystore.KeyStore) {
+	_, generates := first.(keystore.Generator)
+	if generates {
+		c.checkHidden(role, signer)
+	}
+	c.checkSame(role, id, first, "the next Signer call")
+	c.checkSame(role, id, second, "another instance of the store")
+	c.checkSchemes(role, signer)
+	c.checkDigests(role, signer, generates)
+	c.checkSame(role, id, first, "wrong digests")
+	c.checkCancelledSigner(role, id, first)
+	c.checkSame(role, id, first, "a cancelled call")
+	if generator, ok := first.(keystore.Generator); ok {
+		c.checkNoOverwrite(role, id, generator)
+	}
+	c.checkConcurrentSigning(role, first, second)
+	c.checkHandles(role, first)
+	c.checkSame(role, id, first, "many calls")
+}
+
+// checkHidden makes sure that the key cannot be had by a type assertion.
+func (c *checker) checkHidden(role keystore.Role, signer crypto.Signer) {
+	switch signer.(type) {
+	case *ecdsa.PrivateKey, *rsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey:
+		c.found("%s: Signer returns a %T, which exposes the private key; contract: a store that makes keys never shows them", role, signer)
+	}
+}
+
+// checkSame makes sure that the role's key is the one of that fingerprint and
+// still signs.
+func (c *checker) checkSame(role keystore.Role, id [32]byte, ks keystore.KeyStore, after string) {
+	signer, err := c.signer(c.ctx, ks, role)
+	if err != nil {
+		c.found("%s: after %s Signer fails: %w; contract: a key that was there stays there", role, after, err)
+		return
+	}
+	now, ok := c.public(role, signer)
+	if !ok {
+		return
+	}
+	if now != id {
+		c.found("%s: after %s the public key has changed, fingerprint %x, before %x; contract: the key is always the same", role, after, now[:4], id[:4])
+	}
+	if s, ok := defaultScheme(signer); ok {
+		if err := c.signAndVerify(signer, s, freshDigest(s.hash)); err != nil {
+			c.found("%s: after %s signing with %v: %w; contract: signatures verify under Public", role, after, s, err)
+		}
+	}
+}
+
+// checkRestart opens the store anew and compares the keys.
+func (c *checker) checkRestart(keys map[keystore.Role][32]byte) {
+	c.close()
+	ks := c.open()
+	if ks == nil {
+		return
+	}
+	for _, role := range roles {
+		if id, ok := keys[role]; ok {
+			c.checkSame(role, id, ks, "reopening the store")
+		}
+	}
+}
+
+// checkCancelledSigner asks for a key with a context that has ended.
+func (c *checker) checkCancelledSigner(role keystore.Role, id [32]byte, ks keystore.KeyStore) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	cancel()
+	signer, err := c.signer(ctx, ks, role)
+	switch {
+	case err == nil:
+		if now, ok := c.public(role, signer); ok && now != id {
+			c.found("%s: Signer with a cancelled context returns another key; contract: the key or the context's error", role)
+		}
+	case !errors.Is(err, context.Canceled):
+		c.found("%s: Signer with a cancelled context: %w; contract: the key or the context's error", role, err)
+	}
+}
+
+// public returns the fingerprint of a signer's public key.
+func (c *checker) public(role keystore.Role, signer crypto.Signer) (id [32]byte, ok bool) {
+	for call := range 3 {
+		var pub crypto.PublicKey
+		if err := guard(func() error { pub = signer.Public(); return nil }); err != nil {
+			c.found("%s: Public %w; contract: it is cached and cannot fail", role, err)
+			return id, false
+		}
+		if pub == nil {
+			c.found("%s: Public() is nil; contract: it is cached and cannot fail", role)
+			return id, false
+		}
+		now, err := keystore.Fingerprint(pub)
+		if err != nil {
+			c.found("%s: Public() is no usable key: %w; contract: *ecdsa.PublicKey, *rsa.PublicKey or ed25519.PublicKey", role, err)
+			return id, false
+		}
+		if call > 0 && now != id {
+			c.found("%s: Public() returns another key on its next call; contract: it is always the same", role)
+			return id, false
+		}
+		id = now
+	}
+	return id, true
+}
+
+// open opens the store once more; it returns nil, and has recorded why, if that
+// fails.
+func (c *checker) open() keystore.KeyStore {
+	ks, err := within(c.ctx, c.patience, c.opener)
+	if err == nil && ks == nil {
+		err = errors.New("no store and no error")
+	}
+	if err != nil {
+		c.found("open: %w; contract: the store opens any number of times", err)
+		return nil
+	}
+	c.opened = append(c.opened, ks)
+	return ks
+}
+
+func (c *checker) close() {
+	for _, ks := range c.opened {
+		if closer, ok := ks.(io.Closer); ok {
+			if err := guard(closer.Close); err != nil {
+				c.found("Close: %w; contract: a store closes without an error", err)
+			}
+		}
+	}
+	c.opened = nil
+}
+
+func (c *checker) signer(ctx context.Context, ks keystore.KeyStore, role keystore.Role) (crypto.Signer, error) {
+	return c.call(ctx, "Signer", func(ctx context.Context) (crypto.Signer, error) { return ks.Signer(ctx, role) })
+}
+
+func (c *checker) generate(ctx context.Context, ks keystore.Generator, role keystore.Role) (crypto.Signer, error) {
+	return c.call(ctx, "Generate", func(ctx context.Context) (crypto.Signer, error) { return ks.Generate(ctx, role) })
+}
+
+func (c *checker) call(ctx context.Context, name string, f func(context.Context) (crypto.Signer, error)) (crypto.Signer, error) {
+	signer, err := within(ctx, c.patience, f)
+	if err == nil && signer == nil {
+		err = fmt.Errorf("%s returned no signer and no error", name)
+	}
+	return signer, err
+}
+
+// within calls f with a context that ends after callLimit at the latest, and
+// returns an error if f panics or has not returned when patience is at its end
+// after the end of its context.
+func within[T any](ctx context.Context, patience time.Duration, f func(context.Context) (T, error)) (T, error) {
+	ended := ctx.Done()
+	if counting, ok := ctx.(*countdown); ok {
+		ended = counting.Context.Done() // only f's looks count
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callLimit)
+		defer cancel()
+	}
+	type outcome struct {
+		value T
+		err   error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		var o outcome
+		o.err = guard(func() (err error) {
+			o.value, err = f(ctx)
+			return err
+		})
+		done <- o
+	}()
+	timer := time.NewTimer(callLimit + patience)
+	defer timer.Stop()
+	for {
+		select {
+		case o := <-done:
+			return o.value, o.err
+		case <-ended:
+			ended = nil
+			timer.Reset(patience)
+		case <-timer.C:
+			var zero T
+			return zero, errors.New("the call has not returned although its context has ended")
+		}
+	}
+}
+
+// guard turns a panic into an error.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panicked: %v", p)
+		}
+	}()
+	return f()
+}

@@ -1,0 +1,431 @@
+package keystoretest
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quarklink-go/quarklink/keystore"
+)
+
+// chip is what persists of a key store: a part that others open. It keeps the
+// contract, but for the fault that it is given.
+type chip struct {
+	fault string
+
+	mu      sync.Mutex
+	keys    map[keystore.Role]*signer
+	scratch []byte     // where the fault "mixes digests" puts them
+	used    int        // handles
+	files   []*os.File // descriptors that the fault "leaks descriptors" holds
+	opens   int
+}
+
+func (c *chip) open(context.Context) (keystore.KeyStore, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opens++
+	switch {
+	case c.fault == "opens once" && c.opens > 1:
+		return nil, errors.New("device busy")
+	case c.fault == "opens nothing":
+		return nil, nil
+	case c.fault == "forgets":
+		return &generator{&chip{keys: make(map[keystore.Role]*signer)}}, nil
+	case c.fault == "generates at times" && c.opens%2 == 0:
+		return reader{&generator{c}}, nil
+	}
+	return &generator{c}, nil
+}
+
+// generator is an open chip.
+type generator struct{ *chip }
+
+// reader hides that a store can make keys.
+type reader struct{ keystore.KeyStore }
+
+func (g *generator) Close() error {
+	if g.fault == "fails to close" {
+		return errors.New("bus error")
+	}
+	return nil
+}
+
+func (g *generator) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	switch g.fault {
+	case "panics":
+		panic("index out of range")
+	case "hangs":
+		if ctx.Err() != nil {
+			select {}
+		}
+	case "says not found when cancelled":
+		if ctx.Err() != nil {
+			return nil, fs.ErrNotExist
+		}
+	case "leaks goroutines":
+		go func() { select {} }()
+	case "leaks descriptors":
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return nil, err
+		}
+		g.mu.Lock()
+		g.files = append(g.files, f)
+		g.mu.Unlock()
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fault == "leaks handles" {
+		const handles = 200
+		if g.used++; g.used > handles {
+			return nil, errors.New("out of handles")
+		}
+	}
+	key, ok := g.keys[role]
+	if !ok && g.fault == "one key" {
+		key, ok = g.keys[keystore.Enrolment]
+	}
+	switch {
+	case !ok && g.fault == "wrong sentinel when absent":
+		return nil, errors.New("slot is empty")
+	case !ok && g.fault == "nil when absent":
+		return nil, nil
+	case !ok:
+		return nil, fmt.Errorf("slot %s: %w", role, fs.ErrNotExist)
+	}
+	if g.fault == "exposes" {
+		return key.private, nil
+	}
+	return key, nil
+}
+
+func (g *generator) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	fresh, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	key := &signer{chip: g.chip, private: fresh}
+	switch g.fault {
+	case "keeps a cancelled key":
+		g.put(role, key)
+	case "makes a cancelled key later":
+		if ctx.Err() != nil {
+			go func() {
+				time.Sleep(20 * time.Millisecond)
+				g.put(role, key)
+			}()
+		}
+	case "overwrites":
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.keys[role] = key
+		return key, nil
+	case "races":
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if _, err := g.Signer(ctx, role); err == nil {
+			return nil, fs.ErrExist
+		}
+		time.Sleep(20 * time.Millisecond)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.keys[role] = key
+		return key, nil
+	case "one key twice":
+		g.mu.Lock()
+		if first := g.keys[keystore.Enrolment]; first != nil {
+			key = first
+		}
+		g.mu.Unlock()
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !g.put(role, key) {
+		if g.fault == "wrong sentinel when there" {
+			return nil, errors.New("slot is locked")
+		}
+		return nil, fmt.Errorf("slot %s: %w", role, fs.ErrExist)
+	}
+	if g.fault == "returns another key" {
+		other, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		return &signer{chip: g.chip, private: other}, nil
+	}
+	return key, nil
+}
+
+func (g *generator) put(role keystore.Role, key *signer) (done bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.keys[role] != nil || g.fault == "one key" && len(g.keys) > 0 {
+		return false
+	}
+	g.keys[role] = key
+	return true
+}
+
+// signer is a key in a chip, or, without one, of the kind that its type says.
+type signer struct {
+	chip    *chip
+	private crypto.Signer
+	fault   string
+}
+
+func (s *signer) is(fault string) bool {
+	return s.fault == fault || s.chip != nil && s.chip.fault == fault
+}
+
+func (s *signer) Public() crypto.PublicKey {
+	switch {
+	case s.is("nil public key"):
+		return nil
+	case s.is("panics on Public"):
+		panic("not cached")
+	case s.is("another public key"):
+		other, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		return other.Public()
+	case s.is("unusable public key"):
+		return "public key"
+	}
+	return s.private.Public()
+}
+
+func (s *signer) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	private := s.private
+	switch {
+	case s.is("wrong key"):
+		private, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case s.is("changes the digest"):
+		defer clear(digest)
+	case s.is("panics on a short digest"):
+		_ = digest[31]
+	case s.is("accepts any digest"):
+		return private.Sign(random, digest, opts)
+	case s.is("cuts the digest"):
+		if hash := opts.HashFunc(); hash != crypto.SHA256 && len(digest) == hash.Size() {
+			return private.Sign(random, digest[:20], opts)
+		}
+	case s.is("mixes digests"):
+		s.chip.mu.Lock()
+		s.chip.scratch = append([]byte{}, digest...)
+		s.chip.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		s.chip.mu.Lock()
+		digest = s.chip.scratch
+		s.chip.mu.Unlock()
+	case s.is("largest salt"):
+		if pss, ok := opts.(*rsa.PSSOptions); ok {
+			opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto, Hash: pss.Hash}
+		}
+	}
+	if hash := opts.HashFunc(); hash != 0 && len(digest) != hash.Size() {
+		return nil, errors.New("digest of the wrong length")
+	}
+	return private.Sign(random, digest, opts)
+}
+
+// restricted is a signer that claims some schemes and refuses the others.
+type restricted struct {
+	*signer
+	codes []uint16
+	only  func(crypto.SignerOpts) bool
+}
+
+func (r restricted) SignatureSchemes() []uint16 { return r.codes }
+
+func (r restricted) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if r.only != nil && !r.only(opts) {
+		return nil, errors.New("unsupported scheme")
+	}
+	return r.signer.Sign(random, digest, opts)
+}
+
+// always opens one store whatever happens.
+func always(ks keystore.KeyStore) func(context.Context) (keystore.KeyStore, error) {
+	return func(context.Context) (keystore.KeyStore, error) { return ks, nil }
+}
+
+func newChip(fault string) *chip {
+	return &chip{fault: fault, keys: make(map[keystore.Role]*signer)}
+}
+
+func newECDSA(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestGoodStores(t *testing.T) {
+	p256 := newECDSA(t, elliptic.P256())
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, edKey, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	existing := newChip("")
+	half := newChip("")
+	half.keys[keystore.Enrolment] = &signer{chip: half, private: p256}
+	readOnly := newChip("")
+	readOnly.keys[keystore.Device] = &signer{chip: readOnly, private: p256}
+	for _, c := range []struct {
+		name string
+		open func(context.Context) (keystore.KeyStore, error)
+	}{
+		{"fresh generator", existing.open},
+		{"generator with both keys", existing.open},
+		{"generator with one of two keys", half.open},
+		{"generator of one key for both roles", newChip("one key").open},
+		{"read-only with one of two keys", always(reader{&generator{readOnly}})},
+		{"Static P-256", always(keystore.Static(p256))},
+		{"Static P-384", always(keystore.Static(newECDSA(t, elliptic.P384())))},
+		{"Static RSA-3072", always(keystore.Static(rsaKey))},
+		{"Static Ed25519", always(keystore.Static(edKey))},
+		{"restricted to SHA-256", always(keystore.Static(restricted{
+			signer: &signer{private: p256},
+			codes:  []uint16{0x0403},
+			only:   func(opts crypto.SignerOpts) bool { return opts.HashFunc() == crypto.SHA256 },
+		}))},
+		{"restricted to PSS", always(keystore.Static(restricted{
+			signer: &signer{private: rsaKey},
+			codes:  []uint16{0x0804},
+			only:   func(opts crypto.SignerOpts) bool { _, pss := opts.(*rsa.PSSOptions); return pss },
+		}))},
+	} {
+		if err := Test(t.Context(), c.open); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// Every broken store is caught, and a finding names what is broken.
+func TestBrokenStores(t *testing.T) {
+	for fault, want := range map[string]string{
+		"accepts any digest":            "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
+		"another public key":            "Public() returns another key",
+		"changes the digest":            "Sign changed the caller's digest",
+		"cuts the digest":               "ecdsa_secp384r1_sha384: the signature of",
+		"exposes":                       "exposes the private key",
+		"fails to close":                "Close: bus error",
+		"forgets":                       "after reopening the store Signer fails",
+		"generates at times":            "that makes keys, then a",
+		"hangs":                         "has not returned although its context has ended",
+		"keeps a cancelled key":         "after Generate failed with its context's error Signer gives: no error",
+		"leaks descriptors":             "256 Signer calls left 256 file descriptors open",
+		"leaks goroutines":              "256 Signer calls left 256 goroutines running",
+		"leaks handles":                 "of 256: out of handles; contract: a signer needs no closing",
+		"makes a cancelled key later":   "after Generate failed with its context's error Signer gives: no error",
+		"mixes digests":                 "concurrent signing with ecdsa_secp256r1_sha256: the signature of",
+		"nil public key":                "Public() is nil",
+		"nil when absent":               "Signer returned no signer and no error",
+		"one key twice":                 "Generate made the key that esk has",
+		"opens nothing":                 "open: no store and no error",
+		"opens once":                    "open: device busy",
+		"overwrites":                    "Generate on an existing key: no error",
+		"panics":                        "panicked: index out of range",
+		"panics on Public":              "Public panicked: not cached",
+		"panics on a short digest":      "signing a digest of 0 bytes with ecdsa_secp256r1_sha256 panicked",
+		"races":                         "made a key; contract: exactly one",
+		"returns another key":           "after Generate the public key has changed",
+		"says not found when cancelled": "Signer with a cancelled context: file does not exist",
+		"unusable public key":           "Public() is no usable key",
+		"wrong key":                     "the signature of",
+		"wrong sentinel when absent":    "Signer: slot is empty; contract: an absent key is fs.ErrNotExist",
+		"wrong sentinel when there":     "Generate on an existing key: slot is locked",
+	} {
+		t.Run(fault, func(t *testing.T) {
+			c := newChip(fault)
+			defer func() {
+				for _, f := range c.files {
+					f.Close()
+				}
+			}()
+			wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond), want)
+		})
+	}
+}
+
+func TestBrokenSigners(t *testing.T) {
+	p256 := newECDSA(t, elliptic.P256())
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		signer crypto.Signer
+		want   string
+	}{
+		{"no key", nil, "there is no key to check"},
+		{"RSA with another salt", &signer{private: rsaKey, fault: "largest salt"}, "rsa_pss_rsae_sha256: the signature of 256 bytes does not verify"},
+		{"RSA that signs anything", &signer{private: rsaKey, fault: "wrong key"}, "rsa_pkcs1_sha256"},
+		{"no schemes", restricted{signer: &signer{private: p256}}, "SignatureSchemes is empty"},
+		{"schemes of another key", restricted{signer: &signer{private: p256}, codes: []uint16{0x0804}}, "SignatureSchemes lists 0x0804"},
+		{"claims what it refuses", restricted{
+			signer: &signer{private: rsaKey},
+			codes:  []uint16{0x0401, 0x0804},
+			only:   func(opts crypto.SignerOpts) bool { _, pss := opts.(*rsa.PSSOptions); return !pss },
+		}, "rsa_pss_rsae_sha256: unsupported scheme"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			wantFinding(t, Test(t.Context(), always(keystore.Static(c.signer))), c.want)
+		})
+	}
+}
+
+func wantFinding(t *testing.T, err error, want string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no finding")
+	}
+	var findings interface{ Unwrap() []error }
+	if !errors.As(err, &findings) {
+		t.Fatalf("a single error %v, want joined findings", err)
+	}
+	for _, finding := range findings.Unwrap() {
+		text := finding.Error()
+		if !strings.HasPrefix(text, "keystoretest: ") || !strings.Contains(text, "; contract: ") {
+			t.Errorf("a finding does not name the contract: %s", text)
+		}
+	}
+	if !strings.Contains(err.Error(), want) {
+		t.Errorf("got:\n%v\nwant a finding with %q", err, want)
+	}
+}
+
+// A check that is cut short says so, whatever it found.
+func TestEndOfContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := newChip("")
+	err := Test(ctx, func(ctx context.Context) (keystore.KeyStore, error) {
+		if c.opens == 1 {
+			cancel()
+		}
+		return c.open(ctx)
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
