@@ -9,8 +9,8 @@ import (
 	"github.com/quarklink-go/quarklink"
 )
 
-// maxBatchFile is how much ParseDevices reads: some 200000 devices.
-const maxBatchFile = 16 << 20
+// maxBatchFile is how much ParseDevices reads: some 120000 devices.
+const maxBatchFile = 8 << 20
 
 // ParseDevices reads the JSON file in which QuarkLink has a batch's devices:
 //
@@ -18,7 +18,7 @@ const maxBatchFile = 16 << 20
 //
 // It takes that and nothing else: other members, duplicates, anything that
 // quarklink.ParseDeviceID refuses, bytes after the end, and files of more than
-// 16 MiB are errors. An empty list is none.
+// 8 MiB are errors. An empty list is none.
 func ParseDevices(r io.Reader) ([]quarklink.DeviceID, error) {
 	limited := &io.LimitedReader{R: r, N: maxBatchFile + 1}
 	ids, err := parseDevices(json.NewDecoder(limited))

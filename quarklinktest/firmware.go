@@ -87,10 +87,11 @@ func prepare(f Firmware, key crypto.Signer) (*published, error) {
 		return nil, errors.New("firmware without an image")
 	}
 	size := f.Size
-	if sized, ok := f.Image.(interface{ Size() int64 }); ok && size == 0 {
-		size = sized.Size()
+	sized, ok := f.Image.(interface{ Size() int64 })
+	if ok && size == 0 {
+		size = sized.Size() // which may be 0: a harness publishes what is wrong, too
 	}
-	if size <= 0 {
+	if size < 0 || size == 0 && !ok {
 		return nil, fmt.Errorf("firmware of %d bytes: set Size", size)
 	}
 	p := &published{content: f.Image, manifest: api.Firmware{

@@ -1,0 +1,397 @@
+package quarklinktest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/esp/image"
+	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/quarklinktest"
+)
+
+func minimal(t testing.TB, version string) []byte {
+	t.Helper()
+	img, err := image.Minimal(image.ESP32C3, image.App{Project: "blinky", Version: version, SecureVersion: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// newFirmwareServer has one batch "b" that signs, and one device in it.
+func newFirmwareServer(t testing.TB) (*quarklinktest.Server, *rawDevice, secureboot.Verifier) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := secureboot.KeyDigest(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, quarklinktest.Options{InMemory: true})
+	if err := s.AddBatch(quarklinktest.Batch{Name: "b", SigningKey: key}); err != nil {
+		t.Fatal(err)
+	}
+	return s, newDevice(t, s, "b"), secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digest}}
+}
+
+func TestPublishSigns(t *testing.T) {
+	s, d, verifier := newFirmwareServer(t)
+	c := d.client(d.identity)
+	img := minimal(t, "1.8.1")
+	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(img)}); err != nil {
+		t.Fatal(err)
+	}
+	due := d.status().Firmware
+	if due == nil || due.Name != "blinky" || due.Version != "1.8.1" || due.SecureVersion != 3 || due.Size != 8192 ||
+		!maps.Equal(due.Attributes, map[string]string{"chip": "esp32c3"}) {
+		t.Fatalf("due: %+v", due)
+	}
+	got := d.get(c, pathFirmware)
+	digest := sha256.Sum256(got.body)
+	if due.SHA256 != hex.EncodeToString(digest[:]) || int64(len(got.body)) != due.Size {
+		t.Error("what is served is not what was announced")
+	}
+	if etag := got.header.Get("ETag"); etag != `"`+due.SHA256+`"` {
+		t.Errorf("ETag %s", etag)
+	}
+	if repr := got.header.Get("Repr-Digest"); repr != "sha-256=:"+base64.StdEncoding.EncodeToString(digest[:])+":" {
+		t.Errorf("Repr-Digest %s", repr)
+	}
+	if err := verifier.Verify(t.Context(), bytes.NewReader(got.body), due.Size); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(got.body[:len(img)], img) {
+		t.Error("the image was changed")
+	}
+
+	// A signed image stays as it is, and so does anything if that is asked for.
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := secureboot.Sign(rand.Reader, img, other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tampered := bytes.Clone(got.body)
+	tampered[100] ^= 1
+	for name, f := range map[string]quarklinktest.Firmware{
+		"signed":   {Image: bytes.NewReader(signed)},
+		"unsigned": {Image: bytes.NewReader(img), AsIs: true},
+		"tampered": {Image: bytes.NewReader(tampered), AsIs: true, Name: "n", Version: "v", Attributes: map[string]string{"chip": "z80"}},
+		"no image": {Image: strings.NewReader("firmware"), AsIs: true},
+		"sized":    {Image: readerAt{bytes.NewReader(img)}, Size: 99, AsIs: true},
+	} {
+		if err := s.Publish("b", f); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var want bytes.Buffer
+		io.Copy(&want, io.NewSectionReader(f.Image, 0, 1<<20))
+		if f.Size > 0 {
+			want.Truncate(int(f.Size))
+		}
+		if got := d.get(c, pathFirmware); !bytes.Equal(got.body, want.Bytes()) {
+			t.Errorf("%s: HTTP %d, other bytes than were published", name, got.status)
+		}
+	}
+	for name, f := range map[string]quarklinktest.Firmware{
+		"no image":     {Image: strings.NewReader("firmware")},
+		"tampered":     {Image: bytes.NewReader(tampered)},
+		"shorter":      {Image: bytes.NewReader(img), Size: int64(len(img)) + 1, AsIs: true},
+		"without size": {Image: readerAt{bytes.NewReader(img)}},
+	} {
+		if err := s.Publish("b", f); err == nil {
+			t.Errorf("published: %s", name)
+		}
+	}
+	if s.Publish("c", quarklinktest.Firmware{Image: bytes.NewReader(img)}) == nil || s.Withdraw("c") == nil {
+		t.Error("there is no batch c")
+	}
+	if err := s.Withdraw("b"); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.get(c, pathFirmware); r.status != 404 || r.problem(t) != "no-firmware" || d.status().Firmware != nil {
+		t.Error("withdrawn firmware is due")
+	}
+}
+
+// readerAt hides all but ReadAt.
+type readerAt struct{ io.ReaderAt }
+
+func TestDue(t *testing.T) {
+	s, d, _ := newFirmwareServer(t)
+	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, `1.8"1`))}); err != nil {
+		t.Fatal(err)
+	}
+	digest, other := d.status().Firmware.SHA256, strings.Repeat("0", 64)
+	c := d.client(d.identity)
+	for field, want := range map[string]int{ // HTTP status of the download
+		``:                                     200,
+		`version="1.8.0"`:                      200,
+		`version="1.8\"1"`:                     404,
+		`sha256="` + digest + `"`:              404,
+		`sha256="` + other + `"`:               200,
+		`sha256=""`:                            200,
+		`version="1", sha256="` + digest + `"`: 404,
+		`version="1.8\"1",sha256="` + other + `"`: 200,
+		`chip="esp32c3", version="1.8\"1"`:        404,
+		`version=1.8.0`:                           400,
+		`version="1.8.0`:                          400,
+		`version="1" sha256="1"`:                  400,
+		`version="1", version="1"`:                400,
+		`version="1",`:                            400,
+		`="1"`:                                    400,
+		`version="1\`:                             400,
+	} {
+		r := d.get(c, pathFirmware, "QuarkLink-Firmware", field)
+		if r.status != want {
+			t.Errorf("%s: HTTP %d, want %d", field, r.status, want)
+		}
+		st := d.get(c, pathStatus, "QuarkLink-Firmware", field)
+		if wantStatus := map[bool]int{true: 400, false: 200}[want == 400]; st.status != wantStatus {
+			t.Errorf("%s: status is HTTP %d", field, st.status)
+		} else if due := bytes.Contains(st.body, []byte(`"firmware"`)); due != (want == 200) {
+			t.Errorf("%s: due: %v", field, due)
+		}
+	}
+	if err := s.Revoke(d.id); err != nil {
+		t.Fatal(err)
+	}
+	if d.status().Firmware != nil {
+		t.Error("an update is due for a revoked device")
+	}
+}
+
+func TestRangesAndPreconditions(t *testing.T) {
+	s, d, _ := newFirmwareServer(t)
+	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}); err != nil {
+		t.Fatal(err)
+	}
+	c := d.client(d.identity)
+	whole := d.get(c, pathFirmware)
+	etag, n := whole.header.Get("ETag"), len(whole.body)
+	for _, test := range []struct {
+		header       []string
+		status       int
+		from, to     int // of the image
+		contentRange string
+	}{
+		{nil, 200, 0, n, ""},
+		{[]string{"Range", "bytes=4096-"}, 206, 4096, n, fmt.Sprintf("bytes 4096-%d/%d", n-1, n)},
+		{[]string{"Range", "bytes=0-0"}, 206, 0, 1, fmt.Sprintf("bytes 0-0/%d", n)},
+		{[]string{"Range", "bytes=1-999999"}, 206, 1, n, fmt.Sprintf("bytes 1-%d/%d", n-1, n)},
+		{[]string{"Range", "bytes=-10"}, 206, n - 10, n, fmt.Sprintf("bytes %d-%d/%d", n-10, n-1, n)},
+		{[]string{"Range", "bytes=-999999"}, 206, 0, n, fmt.Sprintf("bytes 0-%d/%d", n-1, n)},
+		{[]string{"Range", fmt.Sprintf("bytes=%d-", n)}, 416, 0, 0, fmt.Sprintf("bytes */%d", n)},
+		{[]string{"Range", "bytes=-0"}, 416, 0, 0, fmt.Sprintf("bytes */%d", n)},
+		{[]string{"Range", "bytes=5-4"}, 200, 0, n, ""},
+		{[]string{"Range", "bytes=0-1,5-6"}, 200, 0, n, ""},
+		{[]string{"Range", "bytes=-"}, 200, 0, n, ""},
+		{[]string{"Range", "bytes=a-b"}, 200, 0, n, ""},
+		{[]string{"Range", "lines=1-2"}, 200, 0, n, ""},
+		{[]string{"If-Match", etag}, 200, 0, n, ""},
+		{[]string{"If-Match", "*"}, 200, 0, n, ""},
+		{[]string{"If-Match", `"x", ` + etag}, 200, 0, n, ""},
+		{[]string{"If-Match", `"x"`}, 412, 0, 0, ""},
+		{[]string{"If-Match", "W/" + etag}, 412, 0, 0, ""},
+		{[]string{"If-Match", etag, "Range", "bytes=8-15"}, 206, 8, 16, fmt.Sprintf("bytes 8-15/%d", n)},
+		{[]string{"If-Match", `"x"`, "Range", "bytes=8-15"}, 412, 0, 0, ""},
+		{[]string{"If-Range", etag, "Range", "bytes=8-15"}, 206, 8, 16, fmt.Sprintf("bytes 8-15/%d", n)},
+		{[]string{"If-Range", `"x"`, "Range", "bytes=8-15"}, 200, 0, n, ""},
+	} {
+		r := d.get(c, pathFirmware, test.header...)
+		if r.status != test.status || r.header.Get("Content-Range") != test.contentRange {
+			t.Errorf("%q: HTTP %d, Content-Range %q", test.header, r.status, r.header.Get("Content-Range"))
+		}
+		if r.status >= 400 {
+			r.problem(t)
+		} else if !bytes.Equal(r.body, whole.body[test.from:test.to]) {
+			t.Errorf("%q: the wrong bytes", test.header)
+		}
+	}
+	if r := d.do(c, http.MethodHead, pathFirmware, nil); r.status != 200 || len(r.body) > 0 || r.header.Get("Content-Length") != fmt.Sprint(n) {
+		t.Errorf("HEAD: HTTP %d, %d bytes, Content-Length %s", r.status, len(r.body), r.header.Get("Content-Length"))
+	}
+}
+
+// Where byteRange says 206, net/http's file server says the same.
+func FuzzByteRange(f *testing.F) {
+	for _, seed := range []string{"bytes=0-", "bytes=1-2", "bytes=-5", "bytes=9-1", "bytes=0-0,2-3", "bytes= 1-2", "bytes=+1-2"} {
+		f.Add(seed, int64(100))
+	}
+	f.Fuzz(func(t *testing.T, field string, size int64) {
+		if size < 0 || size > 1<<16 {
+			return
+		}
+		header := http.Header{"Range": {field}}
+		start, end, status := quarklinktest.ByteRange(header, `"e"`, size)
+		if status != 206 {
+			return
+		}
+		if start < 0 || start >= end || end > size {
+			t.Fatalf("%q of %d: %d to %d", field, size, start, end)
+		}
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header = header
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, size)))
+		if want := fmt.Sprintf("bytes %d-%d/%d", start, end-1, size); w.Code != 206 || w.Header().Get("Content-Range") != want {
+			t.Fatalf("%q of %d: %s, net/http says %d %s", field, size, want, w.Code, w.Header().Get("Content-Range"))
+		}
+	})
+}
+
+func FuzzParseFirmwareField(f *testing.F) {
+	f.Add(`version="1.8.0", sha256="00"`)
+	f.Add(`version="1\"\\",x=""`)
+	f.Add(`version="1\`)
+	f.Fuzz(func(t *testing.T, field string) {
+		said, err := quarklinktest.ParseFirmwareField(field)
+		if err != nil {
+			return
+		}
+		var again []string
+		for name, value := range said {
+			again = append(again, name+`="`+strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(value)+`"`)
+		}
+		reread, err := quarklinktest.ParseFirmwareField(strings.Join(again, ", "))
+		if err != nil || !maps.Equal(said, reread) {
+			t.Fatalf("%q: %q, and written again %q, %v", field, said, reread, err)
+		}
+	})
+}
+
+func TestOutcomes(t *testing.T) {
+	s, d, _ := newFirmwareServer(t)
+	c := d.client(d.identity)
+	digest := strings.Repeat("ab", 32)
+	for _, test := range []struct {
+		contentType, body string
+		status            int
+	}{
+		{"application/json", `{"sha256":"` + digest + `","outcome":"failed","code":22,"detail":"flash worn out"}`, 204},
+		{"application/json", `{"sha256":"` + digest + `","outcome":"rolled_back"}`, 204},
+		{"application/json; charset=utf-8", `{"sha256":"` + digest + `","outcome":"confirmed"}`, 204},
+		{"text/plain", `{"sha256":"` + digest + `","outcome":"installed"}`, 415},
+		{"application/json", `{"sha256":"` + digest + `","outcome":"exploded"}`, 400},
+		{"application/json", `{"sha256":"abab","outcome":"installed"}`, 400},
+		{"application/json", `{"sha256":`, 400},
+		{"application/json", `{"detail":"` + strings.Repeat("x", 64<<10) + `"}`, 413},
+	} {
+		r := d.do(c, "POST", pathOutcome, []byte(test.body), "Content-Type", test.contentType)
+		if r.status != test.status {
+			t.Errorf("%.80s: HTTP %d, want %d", test.body, r.status, test.status)
+		}
+		if r.status == 204 && r.header.Get("Content-Length") != "" {
+			t.Error("204 with a Content-Length")
+		}
+	}
+	got := s.Outcomes(d.id)
+	sum := [32]byte(bytes.Repeat([]byte{0xab}, 32))
+	if len(got) != 3 || got[0] != (quarklinktest.Outcome{SHA256: sum, Outcome: "failed", Code: quarklink.CodeUpdate, Detail: "flash worn out"}) ||
+		got[1].Outcome != "rolled_back" || got[2].Outcome != "confirmed" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// An image that exists nowhere as a whole is served in constant memory.
+func TestStreamsInConstantMemory(t *testing.T) {
+	const size, limit = 64 << 20, 2 << 20
+	s, d, _ := newFirmwareServer(t)
+	if err := s.Publish("b", quarklinktest.Firmware{Image: counting{}, Size: size, AsIs: true}); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "https://instance.test"+pathFirmware, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := d.client(d.identity).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	live := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, sum, total := live(), sha256.New(), int64(0)
+	for {
+		n, err := io.CopyN(sum, resp.Body, 4<<20)
+		total += n
+		if now := live(); now > before+limit {
+			t.Fatalf("%d bytes more on the heap after %d", now-before, total)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if etag := resp.Header.Get("ETag"); total != size || etag != fmt.Sprintf(`"%x"`, sum.Sum(nil)) {
+		t.Errorf("%d bytes, ETag %s", total, etag)
+	}
+}
+
+// counting is an endless file of 64-bit numbers.
+type counting struct{}
+
+func (counting) ReadAt(p []byte, off int64) (int, error) {
+	var word [8]byte
+	for i := range p {
+		at := off + int64(i)
+		if i == 0 || at%8 == 0 {
+			binary.BigEndian.PutUint64(word[:], uint64(at/8))
+		}
+		p[i] = word[at%8]
+	}
+	return len(p), nil
+}
+
+// Publish sees an image through any ReaderAt as it sees it whole.
+func TestSignedImageReadAt(t *testing.T) {
+	s, d, verifier := newFirmwareServer(t)
+	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}); err != nil {
+		t.Fatal(err)
+	}
+	c := d.client(d.identity)
+	whole := d.get(c, pathFirmware).body
+	// Pieces that begin and end before, in and after the place where the image
+	// ends and its signature begins.
+	for _, from := range []int{0, 300, 335, 336, 337, 4095, 4096, 4097, 8191} {
+		for _, to := range []int{336, 337, 400, 4096, 4097, 5000, 8192} {
+			if to <= from {
+				continue
+			}
+			r := d.get(c, pathFirmware, "Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+			if r.status != 206 || !bytes.Equal(r.body, whole[from:to]) {
+				t.Fatalf("%d to %d: HTTP %d, or other bytes", from, to, r.status)
+			}
+		}
+	}
+	if err := verifier.Verify(context.Background(), bytes.NewReader(whole), int64(len(whole))); err != nil {
+		t.Error(err)
+	}
+}
