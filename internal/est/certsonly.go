@@ -22,8 +22,10 @@ var (
 // section 4.1.3, RFC 5652 section 5): a SignedData of version 1, in DER, that
 // has X.509 certificates and nothing else: no content (absent or an empty OCTET
 // STRING), no CRLs (absent or an empty set), no digest algorithms, no signers,
-// nothing behind it. The certificates, at least one, are returned in the order
-// of the message; nothing is said of whether they are any good.
+// nothing behind it. DER holds all the way down, into the certificates too: some
+// of what BER allows there package x509 would not notice. The certificates, at
+// least one, are returned in the order of the message; nothing is said of
+// whether they are any good.
 //
 // The error names the rule that was broken. It wraps no sentinel.
 func ParseCertsOnly(der []byte) ([]*x509.Certificate, error) {
@@ -35,6 +37,9 @@ func ParseCertsOnly(der []byte) ([]*x509.Certificate, error) {
 	}
 	if !input.Empty() {
 		return nil, errors.New("CMS message followed by other bytes")
+	}
+	if !isDER(contentInfo, maxDepth) {
+		return nil, errors.New("CMS message is not DER throughout")
 	}
 	if !contentInfo.ReadASN1ObjectIdentifier(&oid) || !oid.Equal(oidSignedData) {
 		return nil, errors.New("CMS message is not SignedData")
@@ -66,6 +71,33 @@ func ParseCertsOnly(der []byte) ([]*x509.Certificate, error) {
 		return nil, errors.New("malformed CMS SignedData")
 	}
 	return parseCertificates(certificates)
+}
+
+// maxDepth is how deep elements may nest. A certificate needs eight levels or so.
+const maxDepth = 32
+
+// isDER checks the tags and lengths of all elements in s and, where they are
+// constructed, of those in them.
+func isDER(s cryptobyte.String, depth int) bool {
+	const constructed, classes = 0x20, 0xc0
+	for !s.Empty() {
+		var content cryptobyte.String
+		var tag asn1.Tag
+		if !s.ReadAnyASN1(&content, &tag) {
+			return false
+		}
+		if tag&constructed == 0 {
+			continue
+		}
+		// A string in pieces is BER (X.690 section 10.2).
+		if tag&classes == 0 && tag != asn1.SEQUENCE && tag != asn1.SET {
+			return false
+		}
+		if depth == 0 || !isDER(content, depth-1) {
+			return false
+		}
+	}
+	return true
 }
 
 // readNoContent reads an EncapsulatedContentInfo that holds nothing.
