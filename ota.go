@@ -133,18 +133,27 @@ func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) er
 	if size := o.Slot.Size(); m.Size > size {
 		return withCode(CodeUpdate, fmt.Errorf("%w: %d bytes into %d", ErrSlotTooSmall, m.Size, size))
 	}
+	if m.Size <= 0 {
+		return withCode(CodeUpdate, fmt.Errorf("an image of %d bytes is announced", m.Size))
+	}
+	err := c.fetchAndActivate(ctx, m, o)
+	c.report(ctx, m, err)
+	return err
+}
+
+func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOptions) error {
 	if err := c.download(ctx, m, o); err != nil {
-		return c.report(ctx, m, err)
+		return err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "verify image")
 	if err := o.Verifier.Verify(ctx, io.NewSectionReader(o.Slot, 0, m.Size), m.Size); err != nil {
-		return c.report(ctx, m, withCode(verdict(err), fmt.Errorf("verify image: %w", err)))
+		return withCode(verdict(err), fmt.Errorf("verify image: %w", err))
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "activate slot")
 	if err := o.Slot.Activate(ctx, m.Size); err != nil {
-		return c.report(ctx, m, withCode(CodeUpdate, fmt.Errorf("activate slot: %w", err)))
+		return withCode(CodeUpdate, fmt.Errorf("activate slot: %w", err))
 	}
-	return c.report(ctx, m, nil)
+	return nil
 }
 
 // suits compares what the manifest says of the image with what the device says
@@ -231,16 +240,22 @@ func verdict(err error) Code {
 	return CodeUpdate
 }
 
-// report tells the instance what became of the image, and returns cause.
-func (c *Client) report(ctx context.Context, m *Manifest, cause error) error {
+// maxDetail bounds what the instance is told of a failure, in bytes.
+const maxDetail = 256
+
+// report tells the instance what became of the image: that it is installed, or
+// that the image or the slot failed. Of what went wrong between the device and
+// the instance there is nothing to tell.
+func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 	outcome := api.Outcome{SHA256: m.SHA256, Outcome: api.Installed}
-	var code Code
-	if errors.As(cause, &code) {
+	if result != nil {
+		code := newError("", CodeGeneral, result).Code
+		if code != CodeUpdate && code != CodeMissingSignature && code != CodeWrongSignature {
+			return
+		}
+		detail := result.Error()
 		outcome.Outcome, outcome.Code = api.Failed, int(code)
-		outcome.Detail = strings.ToValidUTF8(cause.Error()[:min(len(cause.Error()), 256)], "")
-	}
-	if ctx.Err() != nil || code == CodeConnectionLost || code == CodeCommunication {
-		return cause // there is nobody to tell
+		outcome.Detail = strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "")
 	}
 	s, err := c.identitySession()
 	if err == nil {
@@ -249,7 +264,6 @@ func (c *Client) report(ctx context.Context, m *Manifest, cause error) error {
 	if err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "outcome not told", slog.Any("error", err))
 	}
-	return cause
 }
 
 // check refuses what a header field cannot carry.

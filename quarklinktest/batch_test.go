@@ -30,7 +30,7 @@ func TestBatches(t *testing.T) {
 		"no DeviceID":          {Name: "two", Devices: []quarklink.DeviceID{id(3), "12"}},
 		"two policies":         {Name: "two", Policy: quarklinktest.Policy{Hub: new(quarklink.Hub), Database: new(quarklink.Database)}},
 		"negative lifetime":    {Name: "two", Policy: quarklinktest.Policy{Lifetime: -time.Hour}},
-		"empty firmware":       {Name: "two", Firmware: &quarklinktest.Firmware{Image: strings.NewReader("")}},
+		"firmware of no size":  {Name: "two", Firmware: &quarklinktest.Firmware{Image: struct{ io.ReaderAt }{strings.NewReader("")}}},
 		"no firmware":          {Name: "two", Firmware: new(quarklinktest.Firmware)},
 	} {
 		if err := s.AddBatch(b); err == nil {

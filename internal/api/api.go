@@ -118,8 +118,6 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	switch {
 	case s.State == "":
 		return Status{}, errors.New("status without a state")
-	case s.Firmware != nil && s.Firmware.Size <= 0:
-		return Status{}, fmt.Errorf("firmware of %d bytes announced", s.Firmware.Size)
 	case s.Firmware != nil && len(s.Firmware.Attributes) > maxAttributes:
 		return Status{}, fmt.Errorf("firmware with %d attributes, more than %d", len(s.Firmware.Attributes), maxAttributes)
 	}

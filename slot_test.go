@@ -1,0 +1,79 @@
+package quarklink_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+)
+
+const sector = 4096
+
+// flashSlot is a partition of NOR flash in a file: programming clears bits, and
+// a write that reaches the start of a sector erases it first. It fails the test
+// if writes do not ascend.
+type flashSlot struct {
+	t      testing.TB
+	file   *os.File
+	size   int64
+	next   int64 // where the next write must begin
+	failAt int64 // writes that reach this offset fail; 0: none
+	flipAt int64 // this byte is stored wrongly; 0: none
+	active int64 // size of the activated image; 0: not activated
+}
+
+func newSlot(t testing.TB, size int64) *flashSlot {
+	t.Helper()
+	file, err := os.CreateTemp(t.TempDir(), "slot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return &flashSlot{t: t, file: file, size: size}
+}
+
+func (s *flashSlot) Size() int64 { return s.size }
+
+func (s *flashSlot) ReadAt(p []byte, off int64) (int, error) { return s.file.ReadAt(p, off) }
+
+var errFlash = errors.New("flash controller: program failed")
+
+func (s *flashSlot) WriteAt(p []byte, off int64) (int, error) {
+	if off == 0 {
+		s.next = 0 // a new download
+		if err := s.file.Truncate(0); err != nil {
+			return 0, err
+		}
+	}
+	end := off + int64(len(p))
+	if off != s.next || off%sector != 0 || end > s.size {
+		s.t.Errorf("write of %d bytes at %d, expected at %d, in a slot of %d", len(p), off, s.next, s.size)
+		return 0, io.ErrShortWrite
+	}
+	if s.failAt > 0 && end > s.failAt {
+		return 0, errFlash
+	}
+	if s.flipAt > 0 && off <= s.flipAt && s.flipAt < end {
+		p = append([]byte(nil), p...)
+		p[s.flipAt-off] ^= 1
+	}
+	s.next = end
+	return s.file.WriteAt(p, off)
+}
+
+func (s *flashSlot) Activate(_ context.Context, size int64) error {
+	if size != s.next {
+		return fmt.Errorf("activate %d bytes of %d written", size, s.next)
+	}
+	s.active = size
+	return nil
+}
+
+// verifierFunc is a Verifier made of a function.
+type verifierFunc func(ctx context.Context, image io.ReaderAt, size int64) error
+
+func (f verifierFunc) Verify(ctx context.Context, image io.ReaderAt, size int64) error {
+	return f(ctx, image, size)
+}
