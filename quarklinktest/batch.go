@@ -58,6 +58,7 @@ type Outcome struct {
 type batch struct {
 	Batch
 	published *published // nil: none
+	awaited   bool       // its devices come from a snapshot, it itself not yet from AddBatch
 }
 
 type device struct {
@@ -103,7 +104,7 @@ func (s *Server) AddBatch(b Batch) error {
 	if b.Policy.Lifetime < 0 {
 		return fmt.Errorf("quarklinktest: batch %q: certificates with a lifetime of %v", b.Name, b.Policy.Lifetime)
 	}
-	added := &batch{Batch: b}
+	added := batch{Batch: b}
 	added.Devices, added.Firmware = nil, nil
 	if b.Firmware != nil {
 		var err error
@@ -113,7 +114,10 @@ func (s *Server) AddBatch(b Batch) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.batches[b.Name] != nil {
+	at := s.batches[b.Name]
+	if at == nil {
+		at = new(batch)
+	} else if !at.awaited {
 		return fmt.Errorf("quarklinktest: there is a batch %q already", b.Name)
 	}
 	listed := map[quarklink.DeviceID]bool{}
@@ -123,10 +127,13 @@ func (s *Server) AddBatch(b Batch) error {
 		}
 		listed[id] = true
 	}
-	if err := s.addDevices(added, b.Devices); err != nil {
+	before := *at
+	*at = added
+	if err := s.addDevices(at, b.Devices); err != nil {
+		*at = before
 		return err
 	}
-	s.batches[b.Name] = added
+	s.batches[b.Name] = at
 	return nil
 }
 

@@ -45,6 +45,10 @@ type Options struct {
 	// Logger gets a record of each request and each failed handshake. Nil:
 	// silent.
 	Logger *slog.Logger
+	// Snapshot, of Server.Snapshot, makes the Server go on as an earlier one,
+	// so that its devices know it again. Nil: a new instance. Each batch that
+	// had devices is to be added again by AddBatch.
+	Snapshot []byte
 }
 
 // Server is a QuarkLink instance. It is safe for concurrent use. Whoever makes
@@ -80,7 +84,8 @@ type Stats struct {
 	Calls            map[Call]int
 }
 
-// NewServer starts a Server. It fails only if it cannot listen.
+// NewServer starts a Server. It fails only if it cannot listen, or if the
+// Snapshot is none.
 func NewServer(o Options) (*Server, error) {
 	s := &Server{
 		now: o.Now, log: o.Logger,
@@ -99,7 +104,12 @@ func NewServer(o Options) (*Server, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	var err error
-	if s.pki, err = newPKI(s.now()); err != nil {
+	if o.Snapshot != nil {
+		err = s.restore(o.Snapshot)
+	} else {
+		s.pki, err = newPKI(s.now())
+	}
+	if err != nil {
 		return nil, fmt.Errorf("quarklinktest: %w", err)
 	}
 	if !o.InMemory {

@@ -1,0 +1,153 @@
+package quarklinktest
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+
+	"github.com/quarklink-go/quarklink"
+)
+
+// snapshot is the JSON of Server.Snapshot.
+type snapshot struct {
+	Authorities []identity       `json:"authorities"` // in the order of pki.authorities
+	Server      identity         `json:"server"`
+	Devices     []deviceSnapshot `json:"devices"`
+}
+
+// identity is a certificate with its key.
+type identity struct {
+	Certificate []byte `json:"certificate"` // DER
+	Key         []byte `json:"key"`         // PKCS #8
+}
+
+type deviceSnapshot struct {
+	ID     quarklink.DeviceID `json:"id"`
+	Batch  string             `json:"batch"`
+	State  quarklink.State    `json:"state"`
+	Issued []issuedSnapshot   `json:"issued"`
+}
+
+type issuedSnapshot struct {
+	Certificate []byte   `json:"certificate"` // DER
+	CSR         [32]byte `json:"csr"`
+	Expired     bool     `json:"expired"`
+	Revoked     bool     `json:"revoked"`
+}
+
+func (p *pki) authorities() []**authority {
+	return []**authority{&p.root, &p.issuingRoot, &p.issuing, &p.temporary, &p.foreign}
+}
+
+// Snapshot returns what a later Server needs to go on as this instance: its
+// certificates with their private keys, and the devices with their states and
+// certificates, as JSON. See Options.Snapshot. Batches, firmware, faults,
+// counters and temporary certificates are not in it.
+func (s *Server) Snapshot() ([]byte, error) {
+	var snap snapshot
+	for _, a := range s.pki.authorities() {
+		id, err := identityOf((*a).cert, (*a).key)
+		if err != nil {
+			return nil, err
+		}
+		snap.Authorities = append(snap.Authorities, id)
+	}
+	var err error
+	if snap.Server, err = identityOf(s.pki.server.Leaf, s.pki.server.PrivateKey); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.devices {
+		saved := deviceSnapshot{ID: d.id, Batch: d.batch.Name, State: d.state}
+		for _, i := range d.issued {
+			saved.Issued = append(saved.Issued, issuedSnapshot{i.cert.Raw, i.csr, i.expired, i.revoked})
+		}
+		snap.Devices = append(snap.Devices, saved)
+	}
+	return json.Marshal(snap)
+}
+
+func identityOf(cert *x509.Certificate, key any) (identity, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return identity{}, fmt.Errorf("quarklinktest: snapshot: %w", err)
+	}
+	return identity{cert.Raw, der}, nil
+}
+
+func (i identity) authority() (*authority, error) {
+	cert, err := x509.ParseCertificate(i.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.ParsePKCS8PrivateKey(i.Key)
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := key.(interface {
+		crypto.Signer
+		Equal(crypto.PrivateKey) bool
+	})
+	if !ok {
+		return nil, fmt.Errorf("a key of type %T", key)
+	}
+	return &authority{cert, signer}, nil
+}
+
+// restore makes the Server the instance that data was taken of. Its devices wait
+// for AddBatch to bring their batches.
+func (s *Server) restore(data []byte) error {
+	var snap snapshot
+	if err := json.Unmarshal(data, &snap); err != nil {
+		return err
+	}
+	s.pki = new(pki)
+	all := s.pki.authorities()
+	if len(snap.Authorities) != len(all) {
+		return fmt.Errorf("%d authorities instead of %d", len(snap.Authorities), len(all))
+	}
+	for n, a := range all {
+		var err error
+		if *a, err = snap.Authorities[n].authority(); err != nil {
+			return err
+		}
+	}
+	server, err := snap.Server.authority()
+	if err != nil {
+		return err
+	}
+	s.pki.server = tls.Certificate{Certificate: [][]byte{server.cert.Raw}, PrivateKey: server.key, Leaf: server.cert}
+	for _, saved := range snap.Devices {
+		if err := s.restoreDevice(saved); err != nil {
+			return fmt.Errorf("device %s: %w", saved.ID, err)
+		}
+	}
+	return nil
+}
+
+func (s *Server) restoreDevice(saved deviceSnapshot) error {
+	b := s.batches[saved.Batch]
+	if b == nil {
+		b = &batch{Batch: Batch{Name: saved.Batch}, awaited: true}
+		s.batches[saved.Batch] = b
+	}
+	if err := s.addDevices(b, []quarklink.DeviceID{saved.ID}); err != nil {
+		return err
+	}
+	d := s.devices[saved.ID]
+	d.state = saved.State
+	for _, i := range saved.Issued {
+		cert, err := x509.ParseCertificate(i.Certificate)
+		if err != nil {
+			return err
+		}
+		known := &issued{device: d, cert: cert, proves: byDevice, csr: i.CSR, expired: i.Expired, revoked: i.Revoked}
+		d.issued = append(d.issued, known)
+		s.issued[sha256.Sum256(cert.Raw)] = known
+	}
+	return nil
+}
