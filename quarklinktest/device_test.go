@@ -272,3 +272,14 @@ func (d *rawDevice) status(header ...string) statusJSON {
 	}
 	return s
 }
+
+func encode(csr []byte) []byte { return base64.StdEncoding.AppendEncode(nil, csr) }
+
+func mustRequest(t testing.TB, method, path string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "https://instance.test"+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
+}
