@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
@@ -50,13 +51,15 @@ func parseRecord(name string, record []byte) (sealed []byte, err error) {
 	}
 	block, _ := pem.Decode(payload)
 	if block == nil || block.Type != pemType {
-		return nil, fmt.Errorf("record %q: it holds no PEM block %q: %w", name, pemType, store.ErrDamaged)
+		return nil, fmt.Errorf("record %q: it holds no PEM block %q; %s", name, pemType, howto)
 	}
 	if err := checkSealed(block.Bytes); err != nil {
-		return nil, fmt.Errorf("record %q: %w", name, err)
+		return nil, fmt.Errorf("record %q: %w; %s", name, err, howto)
 	}
 	return block.Bytes, nil
 }
+
+const howto = "make it with: openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256"
 
 var (
 	oidPBES2      = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 13}
@@ -66,67 +69,84 @@ var (
 	oidAES256CBC  = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
 )
 
-// encryptedPrivateKeyInfo is that of RFC 5958 section 3 with PBES2-params and
-// PBKDF2-params (RFC 8018 appendices A.4 and A.2) in their places.
+// encryptedPrivateKeyInfo is that of RFC 5958 section 3.
 type encryptedPrivateKeyInfo struct {
-	Algorithm struct {
-		ID     asn1.ObjectIdentifier
-		Params struct {
-			KDF struct {
-				ID     asn1.ObjectIdentifier
-				Params asn1.RawValue
-			}
-			Cipher struct {
-				ID asn1.ObjectIdentifier
-				IV []byte
-			}
-		}
-	}
-	Data []byte
+	Encryption pkix.AlgorithmIdentifier
+	Data       []byte
+}
+
+// pbes2Params and pbkdf2Params are those of RFC 8018 appendices A.4 and A.2.
+type pbes2Params struct {
+	KDF    pkix.AlgorithmIdentifier
+	Cipher pkix.AlgorithmIdentifier
 }
 
 type pbkdf2Params struct {
 	Salt       []byte
-	Iterations int
-	PRF        struct {
-		ID     asn1.ObjectIdentifier
-		Params asn1.RawValue `asn1:"optional"`
-	} `asn1:"optional"`
+	Iterations int64
+	PRF        pkix.AlgorithmIdentifier `asn1:"optional"`
 }
 
-// checkSealed makes sure that decrypting takes a bounded time and memory, and
-// nothing that the PKCS #8 library would stumble over.
+// checkSealed makes sure that decrypting takes a bounded time and memory and does
+// not make the PKCS #8 library stumble.
 func checkSealed(der []byte) error {
 	var info encryptedPrivateKeyInfo
-	if rest, err := asn1.Unmarshal(der, &info); err != nil || len(rest) > 0 {
-		return fmt.Errorf("not an encrypted PKCS #8 key with PBES2 (%v, %d bytes left over): %w", err, len(rest), store.ErrDamaged)
+	if !parse(der, &info) {
+		return errors.New("no EncryptedPrivateKeyInfo")
 	}
-	kdf, cipher := info.Algorithm.Params.KDF, info.Algorithm.Params.Cipher
-	const howto = "make it with: openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256"
-	if !info.Algorithm.ID.Equal(oidPBES2) || !kdf.ID.Equal(oidPBKDF2) || !(cipher.ID.Equal(oidAES256CBC) || cipher.ID.Equal(oidAES128CBC)) {
-		return fmt.Errorf("unsupported encryption (%v, %v, %v); %s", info.Algorithm.ID, kdf.ID, cipher.ID, howto)
+	if !info.Encryption.Algorithm.Equal(oidPBES2) {
+		return fmt.Errorf("unsupported encryption %v", info.Encryption.Algorithm)
 	}
-	var params pbkdf2Params
-	if rest, err := asn1.Unmarshal(kdf.Params.FullBytes, &params); err != nil || len(rest) > 0 {
-		return fmt.Errorf("unsupported PBKDF2 parameters (%v); %s", err, howto)
+	var params pbes2Params
+	if !parse(info.Encryption.Parameters.FullBytes, &params) {
+		return errors.New("bad PBES2 parameters")
 	}
-	if !params.PRF.ID.Equal(oidHMACSHA256) {
-		return fmt.Errorf("unsupported PBKDF2 function %v; %s", params.PRF.ID, howto)
+	if err := checkKDF(params.KDF); err != nil {
+		return err
 	}
-	if params.Iterations < 1 || params.Iterations > MaxIterations {
-		return fmt.Errorf("%d PBKDF2 iterations, need 1 to %d; %s", params.Iterations, MaxIterations, howto)
+	cipher := params.Cipher
+	if !cipher.Algorithm.Equal(oidAES256CBC) && !cipher.Algorithm.Equal(oidAES128CBC) {
+		return fmt.Errorf("unsupported cipher %v", cipher.Algorithm)
 	}
-	if len(cipher.IV) != aes.BlockSize || len(info.Data) == 0 || len(info.Data)%aes.BlockSize != 0 {
-		return fmt.Errorf("%d bytes of AES-CBC data with an IV of %d: %w", len(info.Data), len(cipher.IV), store.ErrDamaged)
+	var iv []byte
+	if !parse(cipher.Parameters.FullBytes, &iv) || len(iv) != aes.BlockSize {
+		return errors.New("bad AES-CBC parameters")
+	}
+	if len(info.Data) == 0 || len(info.Data)%aes.BlockSize != 0 {
+		return fmt.Errorf("AES-CBC data of %d bytes", len(info.Data))
 	}
 	return nil
+}
+
+func checkKDF(kdf pkix.AlgorithmIdentifier) error {
+	if !kdf.Algorithm.Equal(oidPBKDF2) {
+		return fmt.Errorf("unsupported key derivation %v", kdf.Algorithm)
+	}
+	var params pbkdf2Params
+	if !parse(kdf.Parameters.FullBytes, &params) {
+		return errors.New("bad or unsupported PBKDF2 parameters")
+	}
+	if params.Iterations < 1 || params.Iterations > MaxIterations {
+		return fmt.Errorf("%d PBKDF2 iterations, need 1 to %d", params.Iterations, MaxIterations)
+	}
+	if !params.PRF.Algorithm.Equal(oidHMACSHA256) {
+		return fmt.Errorf("unsupported PBKDF2 function %v", params.PRF.Algorithm)
+	}
+	return nil
+}
+
+// parse reports whether der is that value and nothing else.
+func parse(der []byte, value any) bool {
+	rest, err := asn1.Unmarshal(der, value)
+	return err == nil && len(rest) == 0
 }
 
 // unseal decrypts what checkSealed has passed.
 func unseal(sealed, secret []byte) (crypto.Signer, error) {
 	key, err := pkcs8.ParsePKCS8PrivateKey(sealed, secret)
 	if err != nil {
-		return nil, ErrSecret // the library's error says no more
+		// The library's error says no more, and the record's checksum was right.
+		return nil, fmt.Errorf("%w (or it is of a kind that crypto/x509 cannot read)", ErrSecret)
 	}
 	switch key := key.(type) {
 	case *ecdsa.PrivateKey:

@@ -8,11 +8,17 @@
 //
 //	openssl pkey -in DIR/key-esk -passin file:SECRET -pubout
 //
+// A key that was made elsewhere is imported by creating its record:
+// store.EncodeRecord("key-esk", 1, pem), where pem comes from
+//
+//	openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -in KEY
+//
 // What protects the keys is the secret. Keep it where the records are not: in a
 // fuse, a sealed blob, a secret manager.
 package software
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -54,9 +60,8 @@ func (a Algorithm) String() string {
 // Options are what [New] needs besides a store.
 type Options struct {
 	// Secret returns the secret that encrypts the keys; required. It is called
-	// whenever a key is read from the store or made. The store neither keeps
-	// nor changes what it returns. An empty secret is an error. Calls never
-	// overlap.
+	// whenever a key is read from the store or made, never twice at once. What
+	// it returns is neither kept nor changed. An empty secret is an error.
 	Secret func(ctx context.Context) ([]byte, error)
 	// Algorithm is that of keys to be made. A stored key is used whatever its
 	// algorithm: changing it would change the device's identity.
@@ -192,12 +197,14 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := await(ctx, func() (crypto.Signer, error) { return unseal(sealed, secret) })
+	key, err := await(ctx, func() (crypto.Signer, error) {
+		defer clear(secret)
+		return unseal(sealed, secret)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("record %q: %w", name, err)
 	}
-	s.signers[role] = &signer{key}
-	return s.signers[role], nil
+	return s.keep(role, key), nil
 }
 
 func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, error) {
@@ -216,28 +223,39 @@ func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, erro
 	if err != nil {
 		return nil, err
 	}
-	if len(secret) < longSecret && s.opts.Iterations < shortIterations {
+	if n := len(secret); n < longSecret && s.opts.Iterations < shortIterations {
+		clear(secret)
 		return nil, fmt.Errorf("%d iterations are too few for a secret of %d bytes: use %d, or a random secret of %d bytes",
-			s.opts.Iterations, len(secret), DefaultIterations, longSecret)
+			s.opts.Iterations, n, DefaultIterations, longSecret)
 	}
-	var key crypto.Signer
-	record, err := await(ctx, func() ([]byte, error) {
-		var err error
-		if key, err = generateKey(s.opts.Algorithm); err != nil {
-			return nil, err
+	type sealedKey struct {
+		key    crypto.Signer
+		record []byte
+	}
+	made, err := await(ctx, func() (sealedKey, error) {
+		defer clear(secret)
+		key, err := generateKey(s.opts.Algorithm)
+		if err != nil {
+			return sealedKey{}, err
 		}
-		return makeRecord(name, key, secret, s.opts.Iterations)
+		record, err := makeRecord(name, key, secret, s.opts.Iterations)
+		return sealedKey{key, record}, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := s.records.Create(ctx, name, record); err != nil {
+	if err := s.records.Create(ctx, name, made.record); err != nil {
 		return nil, err
 	}
-	s.signers[role] = &signer{key}
-	return s.signers[role], nil
+	return s.keep(role, made.key), nil
 }
 
+func (s *Store) keep(role keystore.Role, key crypto.Signer) *signer {
+	s.signers[role] = &signer{key}
+	return s.signers[role]
+}
+
+// secret returns a copy of the secret, for the caller to wipe.
 func (s *Store) secret(ctx context.Context) ([]byte, error) {
 	secret, err := s.opts.Secret(ctx)
 	if err != nil {
@@ -246,7 +264,7 @@ func (s *Store) secret(ctx context.Context) ([]byte, error) {
 	if len(secret) == 0 {
 		return nil, errors.New("get the secret: it is empty; keys are never stored in clear")
 	}
-	return secret, nil
+	return bytes.Clone(secret), nil
 }
 
 func recordName(role keystore.Role) (string, error) {

@@ -4,59 +4,461 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rand"
-	"crypto/sha256"
+	"crypto/rsa"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
+	"reflect"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/keystore/keystoretest"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
 )
 
-// quick are options for tests: a secret that cannot be guessed needs no stretching.
-func quick(algorithm software.Algorithm) software.Options {
-	secret := bytes.Repeat([]byte("0123456789abcdef"), 2)
+// strong is a secret that cannot be guessed (but for being printed here): it needs
+// no stretching.
+const strong = "0123456789abcdef0123456789abcdef"
+
+func options(algorithm software.Algorithm, secret string) software.Options {
 	return software.Options{
-		Secret:     func(context.Context) ([]byte, error) { return secret, nil },
+		Secret:     func(context.Context) ([]byte, error) { return []byte(secret), nil },
 		Algorithm:  algorithm,
 		Iterations: 1,
 	}
 }
 
-func open(t *testing.T, st store.Creator, opts software.Options) *software.Store {
+func open(t testing.TB, records store.Creator, opts software.Options) *software.Store {
 	t.Helper()
-	s, err := software.New(st, opts)
+	s, err := software.New(records, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func TestGenerateAndReopen(t *testing.T) {
+func generate(t *testing.T, s *software.Store, role keystore.Role) crypto.Signer {
+	t.Helper()
+	signer, err := s.Generate(t.Context(), role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer
+}
+
+func fingerprint(t *testing.T, signer crypto.Signer) string {
+	t.Helper()
+	id, err := keystore.Fingerprint(signer.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", id)
+}
+
+// keyRecord makes a record of the enrolment key once for all tests: an RSA key
+// takes its time.
+var keyRecord = map[software.Algorithm]func() ([]byte, error){
+	software.P256:    sync.OnceValues(func() ([]byte, error) { return makeKeyRecord(software.P256) }),
+	software.RSA3072: sync.OnceValues(func() ([]byte, error) { return makeKeyRecord(software.RSA3072) }),
+}
+
+func makeKeyRecord(algorithm software.Algorithm) ([]byte, error) {
+	ctx := context.Background()
+	var records store.Mem
+	s, err := software.New(&records, options(algorithm, strong))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Generate(ctx, keystore.Enrolment); err != nil {
+		return nil, err
+	}
+	return records.Get(ctx, "key-esk")
+}
+
+// stored puts an enrolment key in a store and returns it opened, and its store.
+func stored(t testing.TB, records store.Creator, algorithm software.Algorithm) (crypto.Signer, *software.Store) {
+	t.Helper()
+	record, err := keyRecord[algorithm]()
+	if err == nil {
+		err = records.Create(t.Context(), "key-esk", record)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, records, options(algorithm, strong))
+	signer, err := s.Signer(t.Context(), keystore.Enrolment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer, s
+}
+
+func TestConformance(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		algorithm software.Algorithm
+		records   store.Creator
+	}{
+		{"P-256 in Mem", software.P256, new(store.Mem)},
+		{"P-256 in Dir", software.P256, store.Dir(t.TempDir())},
+		{"RSA-3072 in Dir", software.RSA3072, store.Dir(t.TempDir())},
+	} {
+		for _, state := range []string{"fresh", "existing"} {
+			t.Run(c.name+", "+state, func(t *testing.T) {
+				if err := keystoretest.Test(t.Context(), func(context.Context) (keystore.KeyStore, error) {
+					return software.New(c.records, options(c.algorithm, strong))
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	good := options(software.P256, strong)
+	for what, change := range map[string]func(*software.Options){
+		"no secret":           func(o *software.Options) { o.Secret = nil },
+		"unknown algorithm":   func(o *software.Options) { o.Algorithm = 2 },
+		"negative iterations": func(o *software.Options) { o.Iterations = -1 },
+		"too many iterations": func(o *software.Options) { o.Iterations = software.MaxIterations + 1 },
+	} {
+		bad := good
+		change(&bad)
+		if s, err := software.New(new(store.Mem), bad); s != nil || !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("%s: got %v, %v; want fs.ErrInvalid", what, s, err)
+		}
+	}
+	if s, err := software.New(nil, good); s != nil || !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("no store: got %v, %v; want fs.ErrInvalid", s, err)
+	}
+}
+
+// A secret that protects nothing is refused before anything is written.
+func TestSecretRefused(t *testing.T) {
+	unavailable := errors.New("the fuse controller is busy")
+	for what, c := range map[string]struct {
+		secret     []byte
+		err        error
+		iterations int
+	}{
+		"empty":                {secret: []byte{}, iterations: 0},
+		"nil":                  {iterations: 0},
+		"unavailable":          {err: unavailable},
+		"short, not stretched": {secret: []byte(strong[:31]), iterations: 99_999},
+	} {
+		ctx := t.Context()
+		var records store.Mem
+		s := open(t, &records, software.Options{
+			Secret:     func(context.Context) ([]byte, error) { return c.secret, c.err },
+			Iterations: c.iterations,
+		})
+		signer, err := s.Generate(ctx, keystore.Enrolment)
+		if err == nil || signer != nil || !errors.Is(err, c.err) && c.err != nil {
+			t.Errorf("%s: Generate gives %v, %v", what, signer, err)
+		}
+		if _, err := records.Get(ctx, "key-esk"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: a record was written: %v", what, err)
+		}
+	}
+}
+
+// The slice that Secret returns stays the program's: it may be the same each time.
+func TestSecretIsNotChanged(t *testing.T) {
+	var records store.Mem
+	secret := []byte(strong)
+	opts := options(software.P256, "")
+	opts.Secret = func(context.Context) ([]byte, error) { return secret, nil }
+	id := fingerprint(t, generate(t, open(t, &records, opts), keystore.Enrolment))
+	signer, err := open(t, &records, opts).Signer(t.Context(), keystore.Enrolment)
+	if err != nil || fingerprint(t, signer) != id || string(secret) != strong {
+		t.Errorf("with the same slice: %v; the secret is now %q", err, secret)
+	}
+}
+
+// A short secret is stretched.
+func TestShortSecret(t *testing.T) {
+	var records store.Mem
+	opts := options(software.P256, "pass phrase")
+	opts.Iterations = 0
+	id := fingerprint(t, generate(t, open(t, &records, opts), keystore.Device))
+	signer, err := open(t, &records, opts).Signer(t.Context(), keystore.Device)
+	if err != nil || fingerprint(t, signer) != id {
+		t.Error(err)
+	}
+}
+
+// Absent, damaged and locked are three different things, and none but the first
+// lets a key be made.
+func TestStatesAreToldApart(t *testing.T) {
 	ctx := t.Context()
 	var records store.Mem
-	first := open(t, &records, quick(software.P256))
-	if _, err := first.Signer(ctx, keystore.Enrolment); !errors.Is(err, fs.ErrNotExist) {
-		t.Fatalf("absent key: %v", err)
-	}
-	made, err := first.Generate(ctx, keystore.Enrolment)
+	id := fingerprint(t, generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment))
+	whole, err := records.Get(ctx, "key-esk")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := open(t, &records, quick(software.RSA3072)).Signer(ctx, keystore.Enrolment)
-	if err != nil {
-		t.Fatal(err)
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)/2] ^= 1
+	for what, c := range map[string]struct {
+		record   []byte
+		secret   string
+		role     keystore.Role
+		want     error
+		generate error
+	}{
+		"absent":                     {whole, strong, keystore.Device, fs.ErrNotExist, nil},
+		"wrong secret":               {whole, strong + "x", keystore.Enrolment, software.ErrSecret, fs.ErrExist},
+		"flipped bit":                {flipped, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"cut":                        {whole[:len(whole)/2], strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"empty":                      {nil, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"another record":             {store.EncodeRecord("key-dsk", 1, whole), strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"a record without a key":     {store.EncodeRecord("key-esk", 1, []byte("key")), strong, keystore.Enrolment, nil, fs.ErrExist},
+		"a record of a later format": {store.EncodeRecord("key-esk", 2, nil), strong, keystore.Enrolment, nil, fs.ErrExist},
+		"unknown role":               {whole, strong, "admin", fs.ErrInvalid, fs.ErrInvalid},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var records store.Mem
+			if err := records.Put(ctx, "key-esk", c.record); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, &records, options(software.P256, c.secret))
+			signer, err := s.Signer(ctx, c.role)
+			if signer != nil || err == nil || c.want != nil && !errors.Is(err, c.want) {
+				t.Errorf("Signer gives %v, %v; want %v", signer, err, c.want)
+			}
+			for _, other := range []error{fs.ErrNotExist, software.ErrSecret, store.ErrDamaged} {
+				if other != c.want && errors.Is(err, other) {
+					t.Errorf("Signer gives %v, which is also %v", err, other)
+				}
+			}
+			if err != nil && strings.Contains(err.Error(), strong) {
+				t.Errorf("the error tells the secret: %v", err)
+			}
+			if _, err := s.Generate(ctx, c.role); !errors.Is(err, c.generate) {
+				t.Errorf("Generate gives %v, want %v", err, c.generate)
+			}
+			if now, err := records.Get(ctx, "key-esk"); !bytes.Equal(now, c.record) {
+				t.Errorf("the record was changed: %v", err)
+			}
+		})
 	}
-	pub := made.Public().(*ecdsa.PublicKey)
-	if !pub.Equal(again.Public()) {
-		t.Fatal("another key after reopening")
+	signer, err := open(t, &records, options(software.P256, strong)).Signer(ctx, keystore.Enrolment)
+	if err != nil || fingerprint(t, signer) != id {
+		t.Errorf("the whole record: %v", err)
 	}
-	digest := sha256.Sum256([]byte("message"))
-	signature, err := again.Sign(rand.Reader, digest[:], crypto.SHA256)
-	if err != nil || !ecdsa.VerifyASN1(pub, digest[:], signature) {
-		t.Fatalf("signature does not verify: %v", err)
+}
+
+// The algorithm is for keys to be made; a stored one stays.
+func TestAlgorithmOfAStoredKey(t *testing.T) {
+	var records store.Mem
+	id := fingerprint(t, generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment))
+	s := open(t, &records, options(software.RSA3072, strong))
+	signer, err := s.Signer(t.Context(), keystore.Enrolment)
+	if err != nil || fingerprint(t, signer) != id {
+		t.Errorf("the stored key: %v", err)
+	}
+	made, ok := generate(t, s, keystore.Device).Public().(*rsa.PublicKey)
+	if !ok || made.N.BitLen() != 3072 {
+		t.Errorf("the new key is no RSA-3072")
+	}
+}
+
+// Opening takes the secret once, however many ask.
+func TestOpenedOnce(t *testing.T) {
+	var records store.Mem
+	generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment)
+	calls := 0
+	opts := options(software.P256, strong)
+	opts.Secret = func(context.Context) ([]byte, error) {
+		calls++ // never twice at once: the race detector watches
+		return []byte(strong), nil
+	}
+	s := open(t, &records, opts)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if _, err := s.Signer(t.Context(), keystore.Enrolment); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wg.Wait()
+	if calls != 1 {
+		t.Errorf("Secret was called %d times", calls)
+	}
+}
+
+// Waiting for another caller's turn obeys the context.
+func TestWaitObeysContext(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	opts := options(software.P256, strong)
+	opts.Secret = func(context.Context) ([]byte, error) {
+		close(asked)
+		<-answer
+		return []byte(strong), nil
+	}
+	s := open(t, new(store.Mem), opts)
+	done := make(chan error)
+	go func() {
+		_, err := s.Generate(t.Context(), keystore.Enrolment)
+		done <- err
+	}()
+	<-asked
+	ctx, cancel := context.WithCancel(t.Context())
+	waited := make(chan error)
+	go func() {
+		_, err := s.Signer(ctx, keystore.Enrolment)
+		waited <- err
+	}()
+	cancel()
+	if err := <-waited; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+	close(answer)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// What Signer returns can sign and name its public key, and no more.
+func TestSignerShowsNothing(t *testing.T) {
+	for _, algorithm := range []software.Algorithm{software.P256, software.RSA3072} {
+		var records store.Mem
+		signer, s := stored(t, &records, algorithm)
+		var methods []string
+		for i := range reflect.TypeOf(signer).NumMethod() {
+			methods = append(methods, reflect.TypeOf(signer).Method(i).Name)
+		}
+		if got := strings.Join(methods, " "); got != "Format Public Sign" {
+			t.Errorf("%v: the signer has methods %s", algorithm, got)
+		}
+		const hidden = "software.Signer(private key not shown)"
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+			if got := fmt.Sprintf(verb, signer); got != hidden {
+				t.Errorf("%v: %s prints %s", algorithm, verb, got)
+			}
+		}
+		var logged bytes.Buffer
+		slog.New(slog.NewTextHandler(&logged, nil)).Info("", "signer", signer, "store", s)
+		slog.New(slog.NewJSONHandler(&logged, nil)).Info("", "signer", signer)
+		fmt.Fprintf(&logged, "%v %+v %#v %#v", s, s, *s, struct{ Key crypto.Signer }{signer})
+		encoded, _ := json.Marshal(signer)
+		logged.Write(encoded)
+		for _, secret := range privateNumbers(t, &records, keystore.Enrolment) {
+			if strings.Contains(logged.String(), secret) {
+				t.Errorf("%v: printed: %s", algorithm, logged.String())
+			}
+		}
+	}
+}
+
+func TestSignRefuses(t *testing.T) {
+	digest := make([]byte, 32)
+	for _, algorithm := range []software.Algorithm{software.P256, software.RSA3072} {
+		signer, _ := stored(t, new(store.Mem), algorithm)
+		for what, opts := range map[string]crypto.SignerOpts{
+			"no options": nil,
+			"no hash":    crypto.Hash(0),
+			"SHA-1":      crypto.SHA1,
+			"MD5":        crypto.MD5,
+			"SHA-384":    crypto.SHA384, // of which this is no digest
+		} {
+			if signature, err := signer.Sign(nil, digest, opts); err == nil || signature != nil {
+				t.Errorf("%v, %s: got %x, %v", algorithm, what, signature, err)
+			}
+		}
+		if _, err := signer.Sign(nil, digest, crypto.SHA256); err != nil {
+			t.Errorf("%v: without a random source: %v", algorithm, err)
+		}
+		_, err := signer.Sign(nil, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256})
+		if isRSA := algorithm == software.RSA3072; isRSA != (err == nil) {
+			t.Errorf("%v: PSS: %v", algorithm, err)
+		}
+	}
+}
+
+// cutting is a store whose power fails at its nth write, before or after it.
+type cutting struct {
+	store.Mem
+	writes int // until the cut
+	after  bool
+}
+
+var errCut = errors.New("power cut")
+
+func (c *cutting) write(do func() error) error {
+	if c.writes--; c.writes > 0 {
+		return do()
+	}
+	if c.writes == 0 && c.after {
+		if err := do(); err != nil {
+			return err
+		}
+	}
+	return errCut
+}
+
+func (c *cutting) Put(ctx context.Context, name string, data []byte) error {
+	return c.write(func() error { return c.Mem.Put(ctx, name, data) })
+}
+
+func (c *cutting) Create(ctx context.Context, name string, data []byte) error {
+	return c.write(func() error { return c.Mem.Create(ctx, name, data) })
+}
+
+func (c *cutting) Delete(ctx context.Context, name string) error {
+	return c.write(func() error { return c.Mem.Delete(ctx, name) })
+}
+
+// Power fails at every write of making both keys: the next start carries on with
+// what is stored, and what was stored stays.
+func TestPowerCut(t *testing.T) {
+	ctx := t.Context()
+	roles := []keystore.Role{keystore.Enrolment, keystore.Device}
+	for writes := 1; ; writes++ {
+		cuts := 0
+		for _, after := range []bool{false, true} {
+			c := &cutting{writes: writes, after: after}
+			s := open(t, c, options(software.P256, strong))
+			known := make(map[keystore.Role]string)
+			for _, role := range roles {
+				signer, err := s.Generate(ctx, role)
+				if err != nil {
+					if !errors.Is(err, errCut) || signer != nil {
+						t.Fatalf("write %d: %v, %v", writes, signer, err)
+					}
+					cuts++
+					break
+				}
+				known[role] = fingerprint(t, signer)
+			}
+			restarted := open(t, &c.Mem, options(software.P256, strong))
+			for _, role := range roles {
+				signer, err := restarted.Signer(ctx, role)
+				if errors.Is(err, fs.ErrNotExist) {
+					signer, err = restarted.Generate(ctx, role)
+				}
+				if err != nil {
+					t.Fatalf("write %d, after %v: %s does not carry on: %v", writes, after, role, err)
+				}
+				if id, ok := known[role]; ok && fingerprint(t, signer) != id {
+					t.Errorf("write %d, after %v: %s is another key", writes, after, role)
+				}
+			}
+		}
+		if cuts == 0 {
+			if writes < 3 {
+				t.Fatalf("two keys were made in %d writes", writes-1)
+			}
+			return
+		}
 	}
 }
