@@ -256,6 +256,9 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 				return false, err
 			}
 		}
+		if n == 0 && time.Now().Before(until) {
+			continue
+		}
 		if n == 0 {
 			silent := time.Since(last) >= gap
 			if answered, err := d.judgePart(silent, accept); answered {
@@ -369,7 +372,8 @@ func (d *Device) judge(accept func(line []byte) error) (answered bool, err error
 	return true, nil
 }
 
-// read reads into d.chunk. At the deadline it returns 0 and no error.
+// read reads into d.chunk. It returns 0 and no error when nothing came: at the
+// deadline, or earlier because ctx has ended, which the next call tells.
 func (d *Device) read(ctx context.Context, until time.Time) (int, error) {
 	if err := setReadDeadline(d.Port, until); err != nil {
 		return 0, err
@@ -380,8 +384,6 @@ func (d *Device) read(ctx context.Context, until time.Time) (int, error) {
 	}
 	n, err := d.Port.Read(d.chunk)
 	switch {
-	case ctx.Err() != nil:
-		return 0, ctx.Err()
 	case n > 0, errors.Is(err, os.ErrDeadlineExceeded):
 		return n, nil
 	case err != nil:

@@ -204,6 +204,7 @@ func TestDeviceReplies(t *testing.T) {
 		{"root, RSA-2048", root, string(testFile(t, "rsa2048.pem.b64")) + "\n", testRoot(t, "rsa2048.pem"), ""},
 		{"root, empty", root, "\n", ErrReply, "not one whole DER"},
 		{"root, not base64", root, "-----BEGIN CERTIFICATE-----\n", ErrReply, "not base64"},
+		{"root, bits at the end of the base64", root, strings.TrimSuffix(b64(certOf(t, 301)), "A==") + "B==\n", ErrReply, "not base64"},
 		{"root, carriage return inside", root, "MII\rB\n", ErrReply, "carriage return"},
 		{"root, base64 of a text", root, b64([]byte("hello")) + "\n", ErrReply, "not one whole DER"},
 		{"root, half", root, string(testFile(t, "p256.der.b64")[:400]) + "\n", ErrReply, "not one whole DER"},
@@ -247,6 +248,7 @@ func TestDeviceReplies(t *testing.T) {
 		{"coloured console that breaks in", root, string(testFile(t, "p256.der.b64")[:99]) + "\x1b[0;33mW (312) wifi: up\x1b[0m\n" +
 			string(testFile(t, "p256.der.b64")[99:]) + "\n", p256, ""},
 		{"nearly a console line", ssid, "I (x) wifi\n", "I (x) wifi", ""},
+		{"nearly a console line, no time", ssid, "I () wifi\n", "I () wifi", ""},
 		{"nearly coloured", ssid, "\x1b[0;32I (1) \n", "\x1b[0;32I (1) ", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -598,6 +600,23 @@ func TestDeviceReplyNeverEnds(t *testing.T) {
 	}
 }
 
+// What is still coming in is not a reply yet, even if it could be one.
+func TestDeviceReplyDripsIn(t *testing.T) {
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		d.Timeout, d.Tries = time.Second, 1
+		play(t, tool, func(say func(string)) {
+			for range 30 { // the device stops listening after 20
+				say("s")
+				time.Sleep(99 * time.Millisecond)
+			}
+		})
+		ssid, err := d.SSID(t.Context())
+		if !errors.Is(err, ErrReply) {
+			t.Errorf("%q, %v", ssid, err)
+		}
+	})
+}
+
 func TestDeviceCheckRoot(t *testing.T) {
 	mine := errors.New("not the OEM's")
 	in(t, func(t *testing.T, d *Device, tool *end) {
@@ -636,6 +655,15 @@ func TestDeviceSendDeviceID(t *testing.T) {
 		mustFail(t, err, ErrNotAcknowledged)
 		mustFail(t, err, ErrNoAnswer)
 	})
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		play(t, tool, says(strings.Repeat("y", 4096)+"\n"), says(strings.Repeat("y", 4097)+"\n"))
+		if err := d.SendDeviceID(t.Context(), testID); err != nil {
+			t.Error(err)
+		}
+		err := d.SendDeviceID(t.Context(), testID)
+		mustFail(t, err, ErrNotAcknowledged)
+		mustFail(t, err, ErrReply)
+	})
 	for _, id := range []string{"", testID[1:], testID + "0", strings.ToUpper(testID), testID[:63] + "\n"} {
 		in(t, func(t *testing.T, d *Device, tool *end) {
 			mustFail(t, d.SendDeviceID(t.Context(), id), fs.ErrInvalid)
@@ -668,6 +696,20 @@ func TestDeviceCancel(t *testing.T) {
 			mustFail(t, err, context.DeadlineExceeded)
 		})
 	}
+}
+
+// What has come in when the context ends is not taken for a whole reply.
+func TestDeviceCancelInReply(t *testing.T) {
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		play(t, tool, says("Work"))
+		ssid, err := d.SSID(ctx)
+		mustFail(t, err, context.DeadlineExceeded)
+		if ssid != "" {
+			t.Errorf("%q", ssid)
+		}
+	})
 }
 
 // A write that nobody takes ends with the context on a port that can do that.

@@ -110,6 +110,20 @@ func TestToolFindsRequests(t *testing.T) {
 	}
 }
 
+// The marker is found wherever the bound on a line's length falls in it.
+func TestFinderLongLines(t *testing.T) {
+	for n := range 3 * maxLine {
+		var find finder
+		var last string
+		for _, b := range []byte(strings.Repeat("x", n) + "IEF DATA\n\x00ql_port\n") {
+			last = find.add(b)
+		}
+		if last != KeyPort {
+			t.Fatalf("not found after %d bytes", n)
+		}
+	}
+}
+
 // What is not set is refused, and an open network has a password: none.
 func TestToolRefuses(t *testing.T) {
 	var input string
