@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/quarklink-go/quarklink/esp/image"
+	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/store"
+)
+
+// files is where a run keeps what outlives it.
+type files struct {
+	dir     string
+	records store.Dir // the device's
+	passing bool      // dir goes when the run ends
+}
+
+func openFiles(dir string) (files, error) {
+	f := files{dir: dir}
+	if dir == "" {
+		temp, err := os.MkdirTemp("", "quickstart")
+		if err != nil {
+			return files{}, err
+		}
+		f.dir, f.passing = temp, true
+	}
+	f.records = store.Dir(f.path("records"))
+	return f, os.MkdirAll(f.dir, 0o700)
+}
+
+func (f files) close() {
+	if f.passing {
+		os.RemoveAll(f.dir)
+	}
+}
+
+func (f files) path(name string) string { return filepath.Join(f.dir, name) }
+
+// secret encrypts the device's keys. A product would keep it in a fuse or a
+// sealed blob, not beside them.
+func (f files) secret(context.Context) ([]byte, error) {
+	secret, err := os.ReadFile(f.path("secret"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return secret, err
+	}
+	secret = make([]byte, 32)
+	rand.Read(secret)
+	return secret, os.WriteFile(f.path("secret"), secret, 0o600)
+}
+
+// snapshot is the instance of an earlier run, nil if there was none.
+func (f files) snapshot() ([]byte, error) {
+	data, err := os.ReadFile(f.path("instance.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+func (f files) saveSnapshot(s *quarklinktest.Server) error {
+	data, err := s.Snapshot()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(f.path("instance.json"), data, 0o600)
+}
+
+// running returns the SHA-256 of the image that was installed, if one was.
+func (f files) running() (digest [32]byte, installed bool, err error) {
+	img, err := os.ReadFile(f.path("firmware.bin"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return digest, false, nil
+	}
+	return sha256.Sum256(img), err == nil, err
+}
+
+func (f files) slot() *slot {
+	return &slot{from: f.path("slot.bin"), to: f.path("firmware.bin")}
+}
+
+// slot is the inactive partition: a file that becomes the firmware when it is
+// activated.
+type slot struct{ from, to string }
+
+const slotSize = 16 << 20
+
+func (s *slot) Size() int64 { return slotSize }
+
+func (s *slot) ReadAt(p []byte, off int64) (int, error) {
+	f, err := os.Open(s.from)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.ReadAt(p, off)
+}
+
+func (s *slot) WriteAt(p []byte, off int64) (int, error) {
+	f, err := os.OpenFile(s.from, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.WriteAt(p, off)
+	return n, errors.Join(err, f.Close())
+}
+
+func (s *slot) Activate(_ context.Context, size int64) error {
+	f, err := os.OpenFile(s.from, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(s.from, s.to)
+}
+
+// firmware returns the image to publish and the digest of the key that the
+// device trusts.
+func (p *play) firmware() (*bytes.Reader, secureboot.Digest, error) {
+	img, trust, err := p.signedImage()
+	if err != nil {
+		return nil, trust, err
+	}
+	if p.tamper && len(img) > 0 {
+		img = bytes.Clone(img)
+		img[len(img)/3] ^= 1
+		p.say("tamper", "flipped a bit at offset %d", len(img)/3)
+	}
+	return bytes.NewReader(img), trust, nil
+}
+
+func (p *play) signedImage() ([]byte, secureboot.Digest, error) {
+	if p.image != "" {
+		img, err := os.ReadFile(p.image)
+		if err == nil {
+			p.say("publish", "%s, %d bytes", filepath.Base(p.image), len(img))
+		}
+		return img, p.trust, err
+	}
+	// A key and an image of the run's own, kept so that a second run with the
+	// same state has nothing to install.
+	img, err := os.ReadFile(p.files.path("published.bin"))
+	if err == nil {
+		digest, err := os.ReadFile(p.files.path("published.trust"))
+		if err != nil {
+			return nil, secureboot.Digest{}, err
+		}
+		trust, err := secureboot.ParseDigest(string(digest))
+		p.say("publish", "the image of the last run, %d bytes", len(img))
+		return img, trust, err
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, secureboot.Digest{}, err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		return nil, secureboot.Digest{}, err
+	}
+	trust, err := secureboot.KeyDigest(key.Public())
+	if err != nil {
+		return nil, trust, err
+	}
+	if img, err = p.build(); err != nil {
+		return nil, trust, err
+	}
+	if img, err = secureboot.Sign(rand.Reader, img, key); err != nil {
+		return nil, trust, err
+	}
+	p.say("publish", "an image of %d bytes, signed by a new RSA-3072 key", len(img))
+	// The image last: it is what says that there was a last run.
+	return img, trust, errors.Join(
+		os.WriteFile(p.files.path("published.trust"), []byte(trust.String()), 0o600),
+		os.WriteFile(p.files.path("published.bin"), img, 0o600))
+}
+
+// build makes an image that is valid and of some size, but runs nothing: its
+// segments lie where no chip maps flash.
+func (p *play) build() ([]byte, error) {
+	app, err := image.App{Project: "blinky", Version: "1.8.1"}.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	payload := make([]byte, 300<<10)
+	rand.Read(payload)
+	b := image.Builder{Header: image.NewHeader(p.chip)}
+	b.Add(0x5000_0000, app)
+	b.Add(0x5000_1000, payload)
+	img, err := b.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("build an image: %w", err)
+	}
+	return img, nil
+}
