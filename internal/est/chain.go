@@ -3,7 +3,6 @@ package est
 import (
 	"bytes"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -75,15 +74,11 @@ func pools(cacerts []*x509.Certificate) (roots, intermediates *x509.CertPool) {
 
 // selfSigned is more than self-issued: of the certificates by which a CA
 // changes its key (RFC 7030 section 4.1.3), two have its own name as issuer and
-// are signed by its other key. An old root that signed itself with SHA-1 is
-// still a root: nobody relies on that signature.
+// are signed by its other key. SHA-1 will do here: nobody relies on what a root
+// says of itself.
 func selfSigned(cert *x509.Certificate) bool {
-	if !bytes.Equal(cert.RawSubject, cert.RawIssuer) {
-		return false
-	}
-	err := cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
-	var weak x509.InsecureAlgorithmError
-	return err == nil || errors.As(err, &weak)
+	return bytes.Equal(cert.RawSubject, cert.RawIssuer) &&
+		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
 }
 
 // issuedByCAs tells that chain is more than the leaf, and that all above the

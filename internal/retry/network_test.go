@@ -117,6 +117,7 @@ func TestAgainConnectionCut(t *testing.T) {
 		{"closed after the request", after("")},
 		{"reset after the request", reset(after(""))},
 		{"closed in the status line", after("HTTP/1.1 20")},
+		{"no HTTP at all, which cannot be told from a cut header", after("SSH-2.0-OpenSSH\r\n\r\n")},
 		{"closed in the header", after("HTTP/1.1 200 OK\r\nContent-Le")},
 		{"closed after the header", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")},
 		{"closed in the body", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")},
@@ -232,16 +233,6 @@ func TestAgainRefused(t *testing.T) {
 		})
 		client, _ := newClient(t, &tls.Config{RootCAs: roots})
 		wantAgain(t, post(t.Context(), client, "https://"+addr), false)
-	})
-	t.Run("no HTTP", func(t *testing.T) {
-		addr := serve(t, func(tcp *net.TCPConn) {
-			conn := tls.Server(tcp, &tls.Config{Certificates: []tls.Certificate{cert}})
-			io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n")
-			io.Copy(io.Discard, conn)
-		})
-		client, _ := newClient(t, &tls.Config{RootCAs: roots})
-		// The same as a connection cut within the header.
-		wantAgain(t, post(t.Context(), client, "https://"+addr), true)
 	})
 }
 

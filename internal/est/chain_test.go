@@ -1,0 +1,151 @@
+package est
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestChain(t *testing.T) {
+	root := newCA(t, "root", nil, nil)
+	issuing := newCA(t, "issuing", root, nil)
+	lower := newCA(t, "lower", issuing, nil)
+	foreign := newCA(t, "foreign", nil, nil)
+	namesake := newCA(t, "root", nil, nil) // another key
+	leaf := newLeaf(t, issuing, nil)
+	certs := func(cas ...*authority) (certs []*x509.Certificate) {
+		for _, ca := range cas {
+			certs = append(certs, ca.Certificate)
+		}
+		return certs
+	}
+	notCA := func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, 0 }
+	leafKey := newKey(t)
+	otherLeaf := &authority{issue(t, "other device", leafKey.Public(), issuing, nil, nil), leafKey}
+
+	// A root that cannot say that it is a CA.
+	old := *newCA(t, "old", nil, nil)
+	version1 := *old.Certificate
+	version1.Version, version1.BasicConstraintsValid, version1.IsCA, version1.KeyUsage = 1, false, false, 0
+
+	// A root that changes its key: the new one, and the two that link them.
+	oldRoot := newCA(t, "rollover", nil, nil)
+	newRoot := newCA(t, "rollover", nil, nil)
+	newWithOld := &authority{issue(t, "rollover", newRoot.key.Public(), oldRoot, nil, isCA), newRoot.key}
+	oldWithNew := &authority{issue(t, "rollover", oldRoot.key.Public(), newRoot, nil, isCA), oldRoot.key}
+
+	expired := func(c *x509.Certificate) { c.NotAfter = testNow.Add(-time.Minute) }
+	selfSignedLeaf := issue(t, "device", leafKey.Public(), nil, leafKey, nil)
+
+	for _, tt := range []struct {
+		name    string
+		leaf    *x509.Certificate
+		cacerts []*x509.Certificate
+		want    string // the names, or the error if it begins with !
+	}{
+		{"under the root", newLeaf(t, root, nil), certs(root), ""},
+		{"through an intermediate", leaf, certs(root, issuing), "issuing"},
+		{"in the other order", leaf, certs(issuing, root), "issuing"},
+		{"through two", newLeaf(t, lower, nil), certs(lower, root, issuing), "lower issuing"},
+		{"foreign CA first", leaf, certs(foreign, issuing, root), "issuing"},
+		{"namesake first", leaf, certs(namesake, issuing, root), "issuing"},
+		{"each twice", leaf, certs(root, issuing, root, issuing), "issuing"},
+		{"no root", leaf, certs(issuing), "issuing"},
+		{"no root, two levels", newLeaf(t, lower, nil), certs(issuing, lower), "lower"},
+		{"old and new root, old key", newLeaf(t, oldRoot, nil), certs(newRoot, newWithOld, oldWithNew, oldRoot), ""},
+		{"old and new root, new key", newLeaf(t, newRoot, nil), certs(oldWithNew, oldRoot, newWithOld, newRoot), ""},
+		{"only the new root, old key", newLeaf(t, oldRoot, nil), certs(oldWithNew, newRoot), "rollover"},
+		{"for a server, for mail", newLeaf(t, issuing, func(c *x509.Certificate) {
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageEmailProtection}
+		}), certs(root, issuing), "issuing"},
+		{"server's clock is ahead", newLeaf(t, issuing, func(c *x509.Certificate) { c.NotBefore = testNow.Add(clockSkew) }), certs(root, issuing), "issuing"},
+
+		{"no CAs", leaf, nil, "!unknown authority"},
+		{"foreign CA", leaf, certs(foreign), "!unknown authority"},
+		{"root without intermediate", leaf, certs(root), "!issued by \"CN=issuing\""},
+		{"intermediate with a namesake of its root", leaf, certs(namesake, issuing), "!unknown authority"},
+		{"not valid for longer than a clock errs", newLeaf(t, issuing, func(c *x509.Certificate) { c.NotBefore = testNow.Add(clockSkew + time.Second) }), certs(root, issuing), "!not yet valid"},
+		{"expired", newLeaf(t, issuing, expired), certs(root, issuing), "!expired"},
+		{"intermediate expired", newLeaf(t, newCA(t, "issuing", root, expired), nil), certs(root, newCA(t, "issuing", root, expired)), "!unknown authority"},
+		{"unknown critical extension", newLeaf(t, issuing, func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
+		}), certs(root, issuing), "!critical extension"},
+		{"too deep for the root", newLeaf(t, newCA(t, "below", newCA(t, "top", nil, nil), nil), nil), certs(newCA(t, "top", nil, nil)), "!unknown authority"},
+		{"signed by a device", newLeaf(t, otherLeaf, nil), certs(root, issuing, otherLeaf), "!"},
+		{"signed by a device that is an anchor", newLeaf(t, otherLeaf, nil), certs(otherLeaf), "!"},
+		{"root is not a CA", newLeaf(t, root, nil), []*x509.Certificate{issue(t, "root", root.key.Public(), nil, root.key, notCA)}, "!"},
+		{"root of version 1", newLeaf(t, &old, nil), []*x509.Certificate{&version1}, "!not issued by a CA"},
+		{"self-signed", selfSignedLeaf, certs(root), "!unknown authority"},
+		{"self-signed and listed", selfSignedLeaf, []*x509.Certificate{selfSignedLeaf}, "!not issued by a CA"},
+		{"the CA itself", root.Certificate, certs(root), "!not issued by a CA"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := slices.Clone(tt.cacerts)
+			chain, err := Chain(tt.leaf, tt.cacerts, testNow)
+			if text, bad := strings.CutPrefix(tt.want, "!"); bad {
+				if !errors.Is(err, ErrCACerts) || chain != nil || !strings.Contains(err.Error(), text) {
+					t.Errorf("got %q, %v; want an error that says %q", names(chain), err, text)
+				}
+			} else if got := strings.Join(names(chain), " "); err != nil || got != tt.want {
+				t.Errorf("got %q, %v; want %q", got, err, tt.want)
+			}
+			if !slices.Equal(before, tt.cacerts) {
+				t.Error("the CA certificates were reordered")
+			}
+		})
+	}
+}
+
+func TestChainPathLength(t *testing.T) {
+	root := newCA(t, "root", nil, func(c *x509.Certificate) { c.MaxPathLenZero = true })
+	issuing := newCA(t, "issuing", root, nil)
+	_, err := Chain(newLeaf(t, issuing, nil), []*x509.Certificate{root.Certificate, issuing.Certificate}, testNow)
+	var invalid x509.CertificateInvalidError
+	if !errors.Is(err, ErrCACerts) || !errors.As(err, &invalid) || invalid.Reason != x509.TooManyIntermediates {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A changed signature is noticed wherever it is.
+func TestChainForged(t *testing.T) {
+	root := newCA(t, "root", nil, nil)
+	issuing := newCA(t, "issuing", root, nil)
+	leaf := newLeaf(t, issuing, nil)
+	forge := func(cert *x509.Certificate) *x509.Certificate {
+		raw := slices.Clone(cert.Raw)
+		raw[len(raw)-1] ^= 1
+		forged, err := x509.ParseCertificate(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return forged
+	}
+	for name, tt := range map[string]struct{ leaf, issuing *x509.Certificate }{
+		"leaf":         {forge(leaf), issuing.Certificate},
+		"intermediate": {leaf, forge(issuing.Certificate)},
+	} {
+		if chain, err := Chain(tt.leaf, []*x509.Certificate{root.Certificate, tt.issuing}, testNow); !errors.Is(err, ErrCACerts) {
+			t.Errorf("%s: got %q, %v", name, names(chain), err)
+		}
+	}
+}
+
+// The signature of a root on itself says nothing, so that it may be SHA-1; that
+// of anything below may not.
+func TestChainSHA1(t *testing.T) {
+	sha1 := func(c *x509.Certificate) { c.SignatureAlgorithm = x509.ECDSAWithSHA1 }
+	root := newCA(t, "root", nil, sha1)
+	issuing := newCA(t, "issuing", root, nil)
+	cacerts := []*x509.Certificate{root.Certificate, issuing.Certificate}
+	if chain, err := Chain(newLeaf(t, issuing, nil), cacerts, testNow); err != nil || len(chain) != 1 {
+		t.Errorf("SHA-1 root: got %q, %v", names(chain), err)
+	}
+	if chain, err := Chain(newLeaf(t, issuing, sha1), cacerts, testNow); !errors.Is(err, ErrCACerts) {
+		t.Errorf("SHA-1 leaf: got %q, %v", names(chain), err)
+	}
+}
