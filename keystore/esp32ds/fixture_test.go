@@ -1,0 +1,123 @@
+package esp32ds_test
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"embed"
+	"encoding/pem"
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/keystore/esp32ds"
+	"github.com/quarklink-go/quarklink/keystore/esp32ds/dstest"
+	"github.com/quarklink-go/quarklink/store"
+)
+
+// Throw-away keys, because making RSA keys is slow.
+//
+//go:embed testdata/*.pem
+var testdata embed.FS
+
+func loadKey(tb testing.TB, name string) *rsa.PrivateKey {
+	tb.Helper()
+	data, err := testdata.ReadFile("testdata/" + name + ".pem")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key.(*rsa.PrivateKey)
+}
+
+// keysFrom is a GenerateKey that returns these keys in turn.
+func keysFrom(keys ...*rsa.PrivateKey) func(context.Context, int) (*rsa.PrivateKey, error) {
+	return func(context.Context, int) (*rsa.PrivateKey, error) {
+		if len(keys) == 0 {
+			return nil, errors.New("no more keys")
+		}
+		key := keys[0]
+		keys = append(keys[1:], key)
+		return key, nil
+	}
+}
+
+// small makes initialising quick.
+func small(tb testing.TB) esp32ds.InitialiseOptions {
+	return esp32ds.InitialiseOptions{
+		Bits:        2048,
+		GenerateKey: keysFrom(loadKey(tb, "rsa2048-dsk"), loadKey(tb, "rsa2048-esk")),
+	}
+}
+
+func newStore(tb testing.TB, kind esp32ds.Chip, chip *dstest.Chip, records store.Store, change ...func(*esp32ds.Config)) *esp32ds.Store {
+	tb.Helper()
+	cfg := esp32ds.Config{Chip: kind, Peripheral: chip, EFuse: chip, Records: records, Random: rand.Reader}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := esp32ds.New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// hold gives a chip one RSA key for both roles, as a provisioning host would,
+// and returns its signer.
+func hold(tb testing.TB, kind esp32ds.Chip, chip *dstest.Chip, key *rsa.PrivateKey, change ...func(*esp32ds.Config)) keystore.Restricted {
+	tb.Helper()
+	var hmacKey [32]byte
+	var iv [16]byte
+	rand.Read(hmacKey[:])
+	rand.Read(iv[:])
+	params, err := esp32ds.Encrypt(kind, key, hmacKey, iv)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	const block = 5
+	if err := chip.BurnKey(tb.Context(), block, hmacKey); err != nil {
+		tb.Fatal(err)
+	}
+	record, err := esp32ds.EncodeRecord(keystore.Enrolment, block, &key.PublicKey, params)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var records store.Mem
+	if err := records.Put(tb.Context(), "ds-esk", record); err != nil {
+		tb.Fatal(err)
+	}
+	signer, err := newStore(tb, kind, chip, &records, change...).Signer(tb.Context(), keystore.Enrolment)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return signer.(keystore.Restricted)
+}
+
+// openssl returns the program's path, or skips the test where there is none,
+// which QUARKLINK_REAL=require makes a failure.
+func openssl(tb testing.TB) string {
+	tb.Helper()
+	path, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("QUARKLINK_REAL") == "require" {
+			tb.Fatal(err)
+		}
+		tb.Skip(err)
+	}
+	return path
+}
+
+func must(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
