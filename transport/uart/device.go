@@ -14,11 +14,13 @@ import (
 // fields may stay zero. Its methods ask for one value each, in any order.
 //
 // A request that gets no answer within Timeout is sent again, Tries times in
-// all. What comes meanwhile is skipped if it is a line of a console that shares
-// the wire ("I (1234) wifi: …", perhaps coloured), the request itself, sent back
-// by a terminal that echoes, or cannot be a value of the key. After a request had to be repeated, the next one is preceded by a wait
-// until the line (console lines apart) has been silent for one Timeout, so that
-// a late answer to the one is not taken for an answer to the other.
+// all. A line that comes meanwhile is skipped if it belongs to a console that
+// shares the wire ("I (1234) wifi: …", perhaps coloured), if it is the request
+// itself, sent back by a terminal that echoes, or if it cannot be a value of the
+// key. After a request that was repeated or given up, the next one is preceded
+// by a wait until the line (console lines apart) has been silent for one
+// Timeout, so that a late answer to the one is not taken for an answer to the
+// other.
 //
 // A reply ends at "\n", "\r\n" or NUL. Of a tool that sends none of them, the
 // first reply ends at the Timeout and each later one at a gap of 100 ms.
@@ -249,39 +251,28 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 		d.line.reset()
 	}
 	for {
-		until := d.waitUntil(end, last)
-		n := 0
-		if time.Now().Before(until) {
-			if n, err = d.read(ctx, until); err != nil {
+		if until := d.waitUntil(end, last); time.Now().Before(until) {
+			n, err := d.read(ctx, until)
+			if err != nil {
 				return false, err
 			}
-		}
-		if n == 0 && time.Now().Before(until) {
-			continue
-		}
-		if n == 0 {
-			silent := time.Since(last) >= gap
-			if answered, err := d.judgePart(silent, accept); answered {
-				return true, err
+			if n > 0 {
+				last = time.Now()
 			}
-			if !time.Now().Before(end) {
-				if silent {
-					d.line.reset()
-				}
-				return false, nil
+			if answered, err := d.judgeLines(d.chunk[:n], accept); answered {
+				return true, err
 			}
 			continue
 		}
-		last = time.Now()
-		for _, b := range d.chunk[:n] {
-			if !d.line.add(b) {
-				continue
+		silent := time.Since(last) >= gap
+		if answered, err := d.judgePart(silent, accept); answered {
+			return true, err
+		}
+		if !time.Now().Before(end) {
+			if silent {
+				d.line.reset() // a console line whose end was lost
 			}
-			answered, err := d.judgeLine(accept)
-			if answered {
-				d.ending = endingTerminator
-				return true, err
-			}
+			return false, nil
 		}
 	}
 }
@@ -300,6 +291,20 @@ func (d *Device) waitUntil(end, last time.Time) time.Time {
 		return hard
 	}
 	return until
+}
+
+// judgeLines adds what has come in to the line, and judges each that is whole.
+func (d *Device) judgeLines(chunk []byte, accept func(line []byte) error) (answered bool, err error) {
+	for _, b := range chunk {
+		if !d.line.add(b) {
+			continue
+		}
+		if answered, err := d.judgeLine(accept); answered {
+			d.ending = endingTerminator
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // judgeLine judges a line that has come in whole and makes room for the next.

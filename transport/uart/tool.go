@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -103,6 +104,9 @@ func (t *Tool) Serve(ctx context.Context, port Port) error {
 	}
 }
 
+// askedKeys are the keys that a device may ask for.
+var askedKeys = [...]string{KeyEndpoint, KeyPort, KeyRootCA, KeySSID, KeyPassword}
+
 // replies returns the value of each key that is set.
 func (t *Tool) replies() (map[string]string, error) {
 	if t.MaxReply < 0 {
@@ -128,9 +132,11 @@ func (t *Tool) replies() (map[string]string, error) {
 		}
 		replies[KeyRootCA] = t.encodeRoot()
 	}
-	for key, value := range replies {
-		if err := t.checkReply(key, value); err != nil {
-			return nil, fmt.Errorf("uart: %s: %w: %w", key, err, fs.ErrInvalid)
+	for _, key := range askedKeys { // in this order, so that the error is always the same
+		if value, ok := replies[key]; ok {
+			if err := t.checkReply(key, value); err != nil {
+				return nil, fmt.Errorf("uart: %s: %w: %w", key, err, fs.ErrInvalid)
+			}
 		}
 	}
 	return replies, nil
@@ -196,8 +202,7 @@ func (t *Tool) reply(ctx context.Context, replies map[string]string, key string)
 	if value, ok := replies[key]; ok {
 		return value
 	}
-	switch key {
-	case KeyEndpoint, KeyPort, KeyRootCA, KeySSID, KeyPassword:
+	if slices.Contains(askedKeys[:], key) {
 		return replyRefused
 	}
 	return replyUnsupported
