@@ -1,0 +1,470 @@
+package atecc608
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+)
+
+// Param1 of the commands.
+const (
+	blockOf32 = 0x80 // Read, Write: 32 bytes, not 4
+
+	zoneConfig = 0
+	zoneData   = 2
+
+	infoRevision = 0
+	infoKeyValid = 1
+
+	nonceToDigest = 0x43 // pass 32 bytes through into the message digest buffer
+
+	genKeyPublic = 0x00
+	genKeyCreate = 0x04
+
+	signDigest   = 0xa0 // an external message, in the message digest buffer
+	verifyDigest = 0x22
+
+	shaStart  = 0
+	shaUpdate = 1
+	shaEnd    = 0xc2 // the digest goes to the output only
+	shaBlock  = 64
+
+	counterRead      = 0
+	counterIncrement = 1
+
+	lockConfig = 0x00
+	lockData   = 0x81 // without a CRC
+	lockSlot   = 0x02
+)
+
+// curveP256 is param2 of Verify.
+const curveP256 = 4
+
+// read returns 32 bytes, or 4.
+func (l *call) read(zone byte, address uint16, size int) ([]byte, error) {
+	p1 := zone
+	if size == 32 {
+		p1 |= blockOf32
+	}
+	return l.exec(command{opcode: opRead, p1: p1, p2: address, reply: size})
+}
+
+func (l *call) write(zone byte, address uint16, data []byte) error {
+	p1 := zone
+	if len(data) == 32 {
+		p1 |= blockOf32
+	}
+	_, err := l.exec(command{opcode: opWrite, p1: p1, p2: address, data: data})
+	return err
+}
+
+// configAddress and slotAddress make param2 of Read and Write from a byte
+// offset.
+func configAddress(offset int) uint16 { return uint16(offset / 4) }
+
+func slotAddress(slot, offset int) uint16 {
+	return uint16(offset/32<<8 | slot<<3 | offset%32/4)
+}
+
+func (l *call) readConfig() (Config, error) {
+	var config Config
+	for offset := 0; offset < len(config); offset += 32 {
+		block, err := l.read(zoneConfig, configAddress(offset), 32)
+		if err != nil {
+			return Config{}, fmt.Errorf("read the configuration zone: %w", err)
+		}
+		copy(config[offset:], block)
+	}
+	return config, nil
+}
+
+// Revision asks the chip for its revision: 00 00 60 02 is an ATECC608A,
+// 00 00 60 03 a 608B.
+func (c *Chip) Revision(ctx context.Context) ([4]byte, error) {
+	var revision [4]byte
+	err := c.do(ctx, "info", repeatable, func(l *call) error {
+		r, err := l.exec(command{opcode: opInfo, p1: infoRevision, reply: 4})
+		copy(revision[:], r)
+		return err
+	})
+	return revision, err
+}
+
+// Random fills p with random numbers of the chip. Until the configuration zone
+// is locked the chip returns a constant: then the error is [ErrConfigUnlocked].
+func (c *Chip) Random(ctx context.Context, p []byte) error {
+	return c.do(ctx, "random", repeatable, func(l *call) error {
+		for n := 0; n < len(p); {
+			r, err := l.exec(command{opcode: opRandom, reply: 32})
+			if err != nil {
+				return err
+			}
+			if isConstant(r) {
+				return ErrConfigUnlocked
+			}
+			n += copy(p[n:], r)
+		}
+		return nil
+	})
+}
+
+// isConstant recognises what a blank chip returns for a random number.
+func isConstant(r []byte) bool {
+	for i, b := range r {
+		want := byte(0xff)
+		if i%4 >= 2 {
+			want = 0
+		}
+		if b != want {
+			return false
+		}
+	}
+	return true
+}
+
+// PublicKey returns the public key of the private key in the slot, 0 to 15. The
+// error is fs.ErrNotExist if the chip says that there is no key, [ErrSlot],
+// [ErrConfigUnlocked] or [ErrDataUnlocked] if the configuration stands against
+// it.
+func (c *Chip) PublicKey(ctx context.Context, slot int) (*ecdsa.PublicKey, error) {
+	var key *ecdsa.PublicKey
+	err := c.do(ctx, fmt.Sprintf("public key of slot %d", slot), repeatable, func(l *call) error {
+		if err := l.checkSlot(slot); err != nil {
+			return err
+		}
+		var err error
+		key, err = l.publicKey(slot)
+		return err
+	})
+	return key, err
+}
+
+// checkSlot reads the configuration and says why the slot cannot hold a signing
+// key, if it cannot.
+func (l *call) checkSlot(slot int) error {
+	if slot < 0 || slot >= numSlots {
+		return fmt.Errorf("no slot %d, need 0 to 15: %w", slot, fs.ErrInvalid)
+	}
+	config, err := l.readConfig()
+	if err != nil {
+		return err
+	}
+	l.config = config
+	return config.signingSlot(slot)
+}
+
+// publicKey asks for the public key first, because that works with any key that
+// is there. Only when the chip refuses does it ask whether there is one.
+func (l *call) publicKey(slot int) (*ecdsa.PublicKey, error) {
+	xy, err := l.exec(command{opcode: opGenKey, p1: genKeyPublic, p2: uint16(slot), reply: 64})
+	if err == nil {
+		return parsePublic(xy)
+	}
+	if !errors.Is(err, StatusExecution) {
+		return nil, err
+	}
+	valid, infoErr := l.exec(command{opcode: opInfo, p1: infoKeyValid, p2: uint16(slot), reply: 4})
+	switch {
+	case infoErr != nil:
+		return nil, infoErr
+	case valid[0] == 0:
+		return nil, fmt.Errorf("slot %d holds no key: %w", slot, fs.ErrNotExist)
+	}
+	return nil, fmt.Errorf("slot %d holds a key, but: %w: %w", slot, ErrSlot, err)
+}
+
+// parsePublic takes X and Y, 32 bytes each, big-endian.
+func parsePublic(xy []byte) (*ecdsa.PublicKey, error) {
+	point := append([]byte{4}, xy...)
+	if _, err := ecdh.P256().NewPublicKey(point); err != nil {
+		return nil, &failure{err: fmt.Errorf("the chip's public key: %w", err)}
+	}
+	return publicFromPoint(point), nil
+}
+
+// GenerateKey makes a private key in the slot, 0 to 15, and returns its public
+// key once it is stored. It never overwrites: an existing key is fs.ErrExist.
+// The chip and the slot must be fit for signing, as for [Chip.PublicKey], and
+// the slot must allow keys to be made, else the error is [ErrSlot].
+func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, error) {
+	var key *ecdsa.PublicKey
+	begun := false
+	// Trouble after the command was sent leaves open whether there is a key
+	// now. Repeating starts with looking, in the same turn: a key that was not
+	// there before is the one just made.
+	err := c.do(ctx, fmt.Sprintf("generate key in slot %d", slot), repeatable, func(l *call) error {
+		if !begun {
+			if err := l.checkSlot(slot); err != nil {
+				return err
+			}
+		}
+		found, err := l.publicKey(slot)
+		switch {
+		case err == nil && begun:
+			key = found
+			return nil
+		case err == nil:
+			return fmt.Errorf("slot %d: %w", slot, fs.ErrExist)
+		case !errors.Is(err, fs.ErrNotExist):
+			return err
+		case !l.config.SlotConfig(slot).GenKey() || l.config.SlotLocked(slot):
+			return fmt.Errorf("slot %d is empty and no key may be made in it: %w", slot, ErrSlot)
+		}
+		begun = true
+		xy, err := l.exec(command{opcode: opGenKey, p1: genKeyCreate, p2: uint16(slot), reply: 64})
+		if err != nil {
+			return err
+		}
+		key, err = parsePublic(xy)
+		return err
+	})
+	return key, err
+}
+
+// loadDigest puts the digest where Sign and Verify take it from. It stays there
+// while the chip is awake or idle.
+func (l *call) loadDigest(digest []byte) error {
+	_, err := l.exec(command{opcode: opNonce, p1: nonceToDigest, data: digest})
+	return err
+}
+
+// sign returns R and S.
+func (l *call) sign(slot int, digest []byte) (r, s *big.Int, err error) {
+	if err := l.loadDigest(digest); err != nil {
+		return nil, nil, fmt.Errorf("load the digest: %w", err)
+	}
+	out, err := l.exec(command{opcode: opSign, p1: signDigest, p2: uint16(slot), reply: 64})
+	if err != nil {
+		return nil, nil, err
+	}
+	return new(big.Int).SetBytes(out[:32]), new(big.Int).SetBytes(out[32:]), nil
+}
+
+// ecdsaSignature is the ASN.1 form (RFC 3279 section 2.2.3).
+type ecdsaSignature struct{ R, S *big.Int }
+
+// Verify has the chip verify an ECDSA signature in ASN.1 of a SHA-256 digest
+// with a P-256 key that need not be the chip's. [ErrSignature]: it is wrong;
+// [ErrDigest]: the digest has not 32 bytes; fs.ErrInvalid: the key is not one
+// on P-256.
+func (c *Chip) Verify(ctx context.Context, key *ecdsa.PublicKey, digest, signature []byte) error {
+	const step = "verify"
+	if len(digest) != 32 {
+		return fmt.Errorf("atecc608: %s: digest of %d bytes: %w", step, len(digest), ErrDigest)
+	}
+	point, err := pointOf(key)
+	if err != nil {
+		return fmt.Errorf("atecc608: %s: %w", step, err)
+	}
+	var parsed ecdsaSignature
+	rest, err := asn1.Unmarshal(signature, &parsed)
+	if err != nil || len(rest) > 0 || !fits32(parsed.R) || !fits32(parsed.S) {
+		return fmt.Errorf("atecc608: %s: malformed: %w", step, ErrSignature)
+	}
+	data := make([]byte, 128)
+	parsed.R.FillBytes(data[:32])
+	parsed.S.FillBytes(data[32:64])
+	copy(data[64:], point[1:])
+	return c.do(ctx, step, repeatable, func(l *call) error {
+		if err := l.loadDigest(digest); err != nil {
+			return err
+		}
+		_, err := l.exec(command{opcode: opVerify, p1: verifyDigest, p2: curveP256, data: data})
+		if errors.Is(err, StatusMismatch) {
+			return fmt.Errorf("%w: %w", ErrSignature, err)
+		}
+		return err
+	})
+}
+
+func fits32(n *big.Int) bool { return n.Sign() > 0 && n.BitLen() <= 256 }
+
+// ECDH returns the secret that the private key in the slot and the peer's
+// P-256 key share: the X coordinate, 32 bytes. [ErrSlot] if the slot may not do
+// that, or keeps the secret in the chip; fs.ErrInvalid for another curve.
+func (c *Chip) ECDH(ctx context.Context, slot int, peer *ecdh.PublicKey) ([]byte, error) {
+	const compatible = 0 // the slot's configuration says where the secret goes
+	var secret []byte
+	err := c.do(ctx, fmt.Sprintf("ECDH with slot %d", slot), repeatable, func(l *call) error {
+		if peer == nil || peer.Curve() != ecdh.P256() {
+			return fmt.Errorf("the peer's key is not one on P-256: %w", fs.ErrInvalid)
+		}
+		if slot < 0 || slot >= numSlots {
+			return fmt.Errorf("no slot %d, need 0 to 15: %w", slot, fs.ErrInvalid)
+		}
+		s, k := l.config.SlotConfig(slot), l.config.KeyConfig(slot)
+		if !k.Private() || !k.P256() || !s.ECDH() || s.ECDHToSlot() {
+			return fmt.Errorf("slot %d gives out no shared secret: %w", slot, ErrSlot)
+		}
+		out, err := l.exec(command{opcode: opECDH, p1: compatible, p2: uint16(slot), data: peer.Bytes()[1:], reply: 32})
+		secret = append([]byte(nil), out...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return secret, nil
+}
+
+// Counter returns one of the chip's two monotonic counters, 0 or 1: 0 to
+// 2,097,151.
+func (c *Chip) Counter(ctx context.Context, n int) (uint32, error) {
+	var value uint32
+	err := c.do(ctx, fmt.Sprintf("counter %d", n), repeatable, func(l *call) error {
+		var err error
+		value, err = l.counter(n, counterRead)
+		return err
+	})
+	return value, err
+}
+
+// Increment adds one to a counter and returns the new value. It adds one, or
+// with an error perhaps none, but never two. At the end of its range the error
+// is [StatusExecution].
+func (c *Chip) Increment(ctx context.Context, n int) (uint32, error) {
+	var value uint32
+	begun := false
+	err := c.do(ctx, fmt.Sprintf("increment counter %d", n), repeatable, func(l *call) error {
+		before, err := l.counter(n, counterRead)
+		if err != nil {
+			return err
+		}
+		if begun && before > value { // the reply was lost, the command was not
+			value = before
+			return nil
+		}
+		value, begun = before, true
+		after, err := l.counter(n, counterIncrement)
+		if err == nil {
+			value = after
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return value, nil
+}
+
+func (l *call) counter(n int, mode byte) (uint32, error) {
+	if n != 0 && n != 1 {
+		return 0, fmt.Errorf("no such counter, need 0 or 1: %w", fs.ErrInvalid)
+	}
+	b, err := l.exec(command{opcode: opCounter, p1: mode, p2: uint16(n), reply: 4})
+	if err != nil {
+		return 0, err
+	}
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24, nil
+}
+
+// SHA256 has the chip calculate a digest. It is slow; its use is to check the
+// chip, or the host.
+func (c *Chip) SHA256(ctx context.Context, message []byte) ([32]byte, error) {
+	var digest [32]byte
+	err := c.do(ctx, "SHA-256", repeatable, func(l *call) error {
+		if _, err := l.exec(command{opcode: opSHA, p1: shaStart}); err != nil {
+			return err
+		}
+		rest := message
+		for ; len(rest) >= shaBlock; rest = rest[shaBlock:] {
+			if _, err := l.exec(command{opcode: opSHA, p1: shaUpdate, p2: shaBlock, data: rest[:shaBlock]}); err != nil {
+				return err
+			}
+		}
+		out, err := l.exec(command{opcode: opSHA, p1: shaEnd, p2: uint16(len(rest)), data: rest, reply: 32})
+		copy(digest[:], out)
+		return err
+	})
+	return digest, err
+}
+
+// SlotSize returns the size of a slot in bytes: 36 for slots 0 to 7, 416 for
+// slot 8, 72 for slots 9 to 15; 0 for any other.
+func SlotSize(slot int) int {
+	switch {
+	case slot < 0 || slot >= numSlots:
+		return 0
+	case slot < 8:
+		return 36
+	case slot == 8:
+		return 416
+	}
+	return 72
+}
+
+// ReadSlot fills p from the slot's bytes at offset; both the offset and the
+// length are multiples of 4. The slot must be one that is read in clear, and
+// the data zone locked: else the error is [ErrSlot] or [ErrDataUnlocked]. A
+// range that is not in the slot is fs.ErrInvalid.
+func (c *Chip) ReadSlot(ctx context.Context, slot, offset int, p []byte) error {
+	return c.do(ctx, fmt.Sprintf("read slot %d", slot), repeatable, func(l *call) error {
+		return l.readSlot(slot, offset, p)
+	})
+}
+
+func (l *call) readSlot(slot, offset int, p []byte) error {
+	if err := checkRange(slot, offset, len(p), 4); err != nil {
+		return err
+	}
+	for len(p) > 0 {
+		size := 4
+		if offset%32 == 0 && len(p) >= 32 {
+			size = 32
+		}
+		data, err := l.read(zoneData, slotAddress(slot, offset), size)
+		if err != nil {
+			return l.whyNot(slot, err)
+		}
+		copy(p, data)
+		p, offset = p[size:], offset+size
+	}
+	return nil
+}
+
+// WriteSlot writes to the slot at offset, in clear; both the offset and the
+// length are multiples of 4, or of 32 as long as the data zone is not locked.
+// The slot must allow it, else the error is [ErrSlot]. A power cut leaves some
+// blocks written and others not.
+func (c *Chip) WriteSlot(ctx context.Context, slot, offset int, data []byte) error {
+	return c.do(ctx, fmt.Sprintf("write slot %d", slot), repeatable, func(l *call) error {
+		if err := checkRange(slot, offset, len(data), 4); err != nil {
+			return err
+		}
+		for rest, at := data, offset; len(rest) > 0; {
+			size := 4
+			if at%32 == 0 && len(rest) >= 32 {
+				size = 32
+			}
+			if err := l.write(zoneData, slotAddress(slot, at), rest[:size]); err != nil {
+				return l.whyNot(slot, err)
+			}
+			rest, at = rest[size:], at+size
+		}
+		return nil
+	})
+}
+
+func checkRange(slot, offset, length, unit int) error {
+	if offset < 0 || offset%unit != 0 || length%unit != 0 || offset+length > SlotSize(slot) {
+		return fmt.Errorf("%d bytes at %d: need multiples of %d within the slot's %d bytes: %w", length, offset, unit, SlotSize(slot), fs.ErrInvalid)
+	}
+	return nil
+}
+
+// whyNot adds to the chip's refusal what its configuration says.
+func (l *call) whyNot(slot int, err error) error {
+	switch {
+	case !errors.Is(err, StatusExecution):
+		return err
+	case !l.config.Locked():
+		return fmt.Errorf("%w: %w", ErrConfigUnlocked, err)
+	case !l.config.DataLocked():
+		return fmt.Errorf("%w: %w", ErrDataUnlocked, err)
+	}
+	return fmt.Errorf("SlotConfig %04x: %w: %w", uint16(l.config.SlotConfig(slot)), ErrSlot, err)
+}

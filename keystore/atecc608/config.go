@@ -1,0 +1,163 @@
+package atecc608
+
+import "fmt"
+
+// Config is the content of the configuration zone (data sheet section 2.2;
+// cryptoauthlib, struct atecc608_config). Multi-byte values in it are
+// little-endian.
+type Config [128]byte
+
+const (
+	cfgI2CAddress   = 16
+	cfgCountMatch   = 18
+	cfgChipMode     = 19
+	cfgSlotConfig   = 20
+	cfgUserExtra    = 84
+	cfgUserExtraAdd = 85
+	cfgLockData     = 86
+	cfgLockConfig   = 87
+	cfgSlotLocked   = 88
+	cfgKeyConfig    = 96
+
+	unlocked = 0x55
+	numSlots = 16
+)
+
+// Serial returns the chip's serial number. The first two bytes and the last are
+// the same in all chips of a kind.
+func (c *Config) Serial() [9]byte {
+	var sn [9]byte
+	copy(sn[:4], c[0:4])
+	copy(sn[4:], c[8:13])
+	return sn
+}
+
+// Revision returns the chip's revision: 00 00 60 02 or 00 00 60 03.
+func (c *Config) Revision() [4]byte { return [4]byte(c[4:8]) }
+
+// I2CAddress returns the address that the chip has after the next sleep, 7 bits.
+func (c *Config) I2CAddress() uint16 {
+	if c[cfgChipMode]&1 != 0 && c[cfgUserExtraAdd] != 0 {
+		return uint16(c[cfgUserExtraAdd] >> 1)
+	}
+	return uint16(c[cfgI2CAddress] >> 1)
+}
+
+// Locked reports whether the configuration zone is locked.
+func (c *Config) Locked() bool { return c[cfgLockConfig] != unlocked }
+
+// DataLocked reports whether the data and OTP zones are locked. Slots stay
+// writable then as far as their SlotConfig says.
+func (c *Config) DataLocked() bool { return c[cfgLockData] != unlocked }
+
+// SlotLocked reports whether that slot is locked for good. slot is 0 to 15.
+func (c *Config) SlotLocked(slot int) bool { return c[cfgSlotLocked+slot/8]>>(slot%8)&1 == 0 }
+
+// SlotConfig returns the slot's SlotConfig. slot is 0 to 15.
+func (c *Config) SlotConfig(slot int) SlotConfig {
+	return SlotConfig(uint16(c[cfgSlotConfig+2*slot]) | uint16(c[cfgSlotConfig+2*slot+1])<<8)
+}
+
+// KeyConfig returns the slot's KeyConfig. slot is 0 to 15.
+func (c *Config) KeyConfig(slot int) KeyConfig {
+	return KeyConfig(uint16(c[cfgKeyConfig+2*slot]) | uint16(c[cfgKeyConfig+2*slot+1])<<8)
+}
+
+// CountMatch returns the slot that holds the limit of counter 0, if there is
+// one. Without it the counter ends at 2,097,151.
+func (c *Config) CountMatch() (slot int, enabled bool) {
+	return int(c[cfgCountMatch] >> 4), c[cfgCountMatch]&1 != 0
+}
+
+// slowness is the clock divider as a column of the table of times.
+func (c *Config) slowness() int {
+	switch c[cfgChipMode] & 0xf8 {
+	case 0x28:
+		return 1
+	case 0x68:
+		return 2
+	}
+	return 0
+}
+
+// SlotConfig says what may be done with a slot. Methods named for a private key
+// mean something else for other slots.
+type SlotConfig uint16
+
+// ExternalSign reports whether a private key signs digests that the host gives.
+func (s SlotConfig) ExternalSign() bool { return s&0x01 != 0 }
+
+// ECDH reports whether a private key agrees on secrets.
+func (s SlotConfig) ECDH() bool { return s&0x04 != 0 }
+
+// ECDHToSlot reports whether such a secret is stored in the next slot rather
+// than given out.
+func (s SlotConfig) ECDHToSlot() bool { return s&0x08 != 0 }
+
+// LimitedUse reports whether each use counts against counter 0.
+func (s SlotConfig) LimitedUse() bool { return s&0x20 != 0 }
+
+// EncryptRead reports whether the slot is only read encrypted.
+func (s SlotConfig) EncryptRead() bool { return s&0x40 != 0 }
+
+// Secret reports whether the slot cannot be read in clear.
+func (s SlotConfig) Secret() bool { return s&0x80 != 0 }
+
+// GenKey reports whether a private key may be made when the data zone is locked.
+func (s SlotConfig) GenKey() bool { return s&0x2000 != 0 }
+
+// KeyConfig says what kind of key a slot holds.
+type KeyConfig uint16
+
+// Private reports whether the slot holds a private key of an elliptic curve.
+func (k KeyConfig) Private() bool { return k&0x01 != 0 }
+
+// PubInfo reports whether a private key's public key can be had.
+func (k KeyConfig) PubInfo() bool { return k&0x02 != 0 }
+
+// P256 reports whether the key is one on P-256.
+func (k KeyConfig) P256() bool { return k>>2&7 == 4 }
+
+// Lockable reports whether the slot can be locked by itself.
+func (k KeyConfig) Lockable() bool { return k&0x20 != 0 }
+
+// ReqAuth reports whether a use needs a prior authorisation with another key.
+func (k KeyConfig) ReqAuth() bool { return k&0x80 != 0 }
+
+// WithSigningKeys returns the configuration with these slots (0 to 7) set up
+// for keys as this package makes and uses them: P-256, made in the chip, also
+// when the data zone is locked; for signing and for ECDH; the slot lockable.
+// SlotConfig is 0x2087, KeyConfig 0x0033. Other slots are ignored.
+func (c Config) WithSigningKeys(slots ...int) Config {
+	for _, slot := range slots {
+		if slot < 0 || slot > 7 {
+			continue
+		}
+		copy(c[cfgSlotConfig+2*slot:], []byte{0x87, 0x20})
+		copy(c[cfgKeyConfig+2*slot:], []byte{0x33, 0x00})
+	}
+	return c
+}
+
+// signingSlot says why the slot cannot hold a signing key, if it cannot.
+func (c *Config) signingSlot(slot int) error {
+	s, k := c.SlotConfig(slot), c.KeyConfig(slot)
+	why := ""
+	switch {
+	case !c.Locked():
+		return ErrConfigUnlocked
+	case !c.DataLocked():
+		return ErrDataUnlocked
+	case !k.Private() || !k.P256():
+		why = "it is not for a P-256 private key"
+	case !s.ExternalSign():
+		why = "it may not sign"
+	case !k.PubInfo():
+		why = "its public key cannot be had"
+	case k.ReqAuth():
+		why = "its key needs an authorisation first"
+	default:
+		return nil
+	}
+	return fmt.Errorf("slot %d (SlotConfig %04x, KeyConfig %04x): %s: %w", slot, uint16(s), uint16(k), why, ErrSlot)
+}
