@@ -24,7 +24,8 @@ import (
 // linked, so that a record is never seen half written; then the folder is
 // flushed too, except where the system cannot (Windows, WASI). A temporary file
 // that a power cut left behind is removed by the next write, but never one that
-// is still being written. Create needs a file system with hard links.
+// is still being written; where files cannot be locked it is removed after a day.
+// Create needs a file system with hard links.
 //
 // What is not a regular file (a symbolic link, a folder, a pipe) is [ErrDamaged]
 // and is neither read, followed nor replaced; a file of more than [MaxSize] bytes

@@ -2,9 +2,9 @@
 
 package store
 
-// Here files can neither be opened without following links nor locked with what
-// Go's own library has, and folders cannot be flushed. Dir does what is left: it
-// looks before it opens, and takes temporary files for leftovers by their age.
+// With what Go's own library has here files are neither opened without following
+// links nor locked, and folders not flushed. Dir does what is left: it looks before
+// it opens, and takes temporary files for leftovers by their age.
 
 const openFlags = 0
 

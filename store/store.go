@@ -1,11 +1,11 @@
 // Package store keeps a device's small records: its instance, its network, its
 // enrolment and, where no secure hardware holds them, its encrypted keys.
 //
-// [Dir] keeps them in files, [Mem] in memory. Both are power-cut safe in the
-// sense of [Store]: a record is at every instant either the old one or the new
-// one. A store does not look inside what it keeps; [EncodeRecord] and
-// [DecodeRecord] give records a version and a checksum, so that damage is
-// noticed by whoever reads them.
+// [Dir] keeps them in files, so that at every instant, whatever the power does, a
+// record is either the old one or the new one. [Mem] keeps them in memory. A store
+// does not look inside what it keeps; [EncodeRecord] and [DecodeRecord] give
+// records a version and a checksum, so that damage is noticed by whoever reads
+// them.
 package store
 
 import (
@@ -17,13 +17,16 @@ import (
 // Store keeps named records.
 //
 // A name is 1 to 15 characters of [a-z0-9-], so that it fits an NVS key
-// (see [CheckName]); other names are refused with fs.ErrInvalid.
+// (see [CheckName]); other names are refused with fs.ErrInvalid. A record has at
+// most [MaxSize] bytes. A call whose context has ended returns the context's error
+// and changes nothing.
 // Implementations are safe for concurrent use.
 type Store interface {
 	// Get returns a copy of the record. An absent record is fs.ErrNotExist.
 	Get(ctx context.Context, name string) ([]byte, error)
 	// Put writes the record, whether or not one is there. It is atomic: after
-	// a power cut at any instant Get returns the old record or the new one.
+	// a power cut at any instant, and after an error, Get returns the old
+	// record or the new one; a full medium leaves the old one.
 	// When Put has returned nil the new record is on the medium.
 	Put(ctx context.Context, name string, data []byte) error
 	// Delete removes the record. An absent record is not an error.

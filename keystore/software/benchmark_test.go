@@ -24,17 +24,18 @@ func BenchmarkOpen(b *testing.B) {
 	if _, err := open(b, records, opts).Generate(b.Context(), keystore.Enrolment); err != nil {
 		b.Fatal(err)
 	}
-	began := time.Now()
-	if _, err := pbkdf2.Key(sha256.New, strong, make([]byte, 16), software.DefaultIterations, 32); err != nil {
-		b.Fatal(err)
-	}
-	limit := time.Since(began)
+	var ours, limit time.Duration
 	for b.Loop() {
-		if _, err := open(b, records, opts).Signer(b.Context(), keystore.Enrolment); err != nil {
-			b.Fatal(err)
-		}
+		ours += elapsed(b, func() error {
+			_, err := open(b, records, opts).Signer(b.Context(), keystore.Enrolment)
+			return err
+		})
+		limit += elapsed(b, func() error {
+			_, err := pbkdf2.Key(sha256.New, strong, make([]byte, 16), software.DefaultIterations, 32)
+			return err
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(limit), "x-pbkdf2")
+	b.ReportMetric(ours.Seconds()/limit.Seconds(), "x-pbkdf2")
 }
 
 // Asking for an opened key and signing with it costs no more than signing:
@@ -48,22 +49,28 @@ func BenchmarkSign(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	const n = 1000
-	began := time.Now()
-	for range n {
-		if _, err := bare.Sign(rand.Reader, digest, crypto.SHA256); err != nil {
-			b.Fatal(err)
-		}
-	}
-	limit := time.Since(began) / n
+	var ours, limit time.Duration
 	for b.Loop() {
-		signer, err := s.Signer(ctx, keystore.Enrolment)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := signer.Sign(rand.Reader, digest, crypto.SHA256); err != nil {
-			b.Fatal(err)
-		}
+		ours += elapsed(b, func() error {
+			signer, err := s.Signer(ctx, keystore.Enrolment)
+			if err != nil {
+				return err
+			}
+			_, err = signer.Sign(rand.Reader, digest, crypto.SHA256)
+			return err
+		})
+		limit += elapsed(b, func() error {
+			_, err := bare.Sign(rand.Reader, digest, crypto.SHA256)
+			return err
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(limit), "x-ecdsa")
+	b.ReportMetric(ours.Seconds()/limit.Seconds(), "x-ecdsa")
+}
+
+func elapsed(b *testing.B, f func() error) time.Duration {
+	began := time.Now()
+	if err := f(); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(began)
 }
