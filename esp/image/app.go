@@ -32,7 +32,7 @@ type App struct {
 	MaxEFuseBlockRevision uint16
 
 	// MMUPageSize is the unit of mapping flash in bytes, a power of two;
-	// 0 if the descriptor does not say (ESP-IDF before 5.4).
+	// 0 if the descriptor does not say.
 	MMUPageSize uint32
 }
 
@@ -61,7 +61,7 @@ func (a App) MarshalBinary() ([]byte, error) {
 	binary.LittleEndian.PutUint16(b[176:], a.MinEFuseBlockRevision)
 	binary.LittleEndian.PutUint16(b[178:], a.MaxEFuseBlockRevision)
 	if a.MMUPageSize != 0 {
-		if bits.OnesCount32(a.MMUPageSize) != 1 {
+		if a.MMUPageSize == 1 || bits.OnesCount32(a.MMUPageSize) != 1 {
 			return nil, fmt.Errorf("image: application descriptor: MMU page size %d is not a power of two", a.MMUPageSize)
 		}
 		b[180] = byte(bits.TrailingZeros32(a.MMUPageSize))

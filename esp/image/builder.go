@@ -24,7 +24,8 @@ import (
 // that is 0x20 past a multiple of the page size.
 //
 // Set Header, usually from [NewHeader], add segments, then call WriteTo or
-// Bytes, as often as wanted. A Builder must not be used concurrently with Add.
+// Bytes, as often as wanted: they do not change the Builder. It is not safe
+// for concurrent use while it is being changed.
 type Builder struct {
 	Header Header
 

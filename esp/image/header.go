@@ -47,8 +47,8 @@ type Header struct {
 	HashAppended      bool     // the SHA-256 of the image follows it
 }
 
-// NewHeader returns what esptool writes unless told otherwise: DIO, 80 MHz or
-// the chip's undivided clock, 4 MiB of flash, any chip revision, SHA-256 appended.
+// NewHeader returns the usual header for chip: DIO, undivided flash clock,
+// 4 MiB of flash, any chip revision, SHA-256 appended. Entry is left to set.
 func NewHeader(chip Chip) Header {
 	return Header{
 		Chip: chip, SPIMode: DIO, FlashFrequency: 15, FlashSize: 4 << 20,

@@ -104,15 +104,15 @@ func (r *reader) pad(end int64) error {
 	return nil
 }
 
-// xorBytes returns the XOR of all bytes of b. It takes 32 at a time, in four
+// xorBytes returns the XOR of all bytes of b. It takes 64 at a time, in four
 // independent chains, so that the checksum costs little beside the SHA-256.
 func xorBytes(b []byte) byte {
 	var w0, w1, w2, w3 uint64
-	for ; len(b) >= 32; b = b[32:] {
-		w0 ^= binary.LittleEndian.Uint64(b[0:8])
-		w1 ^= binary.LittleEndian.Uint64(b[8:16])
-		w2 ^= binary.LittleEndian.Uint64(b[16:24])
-		w3 ^= binary.LittleEndian.Uint64(b[24:32])
+	for ; len(b) >= 64; b = b[64:] {
+		w0 ^= binary.LittleEndian.Uint64(b[0:8]) ^ binary.LittleEndian.Uint64(b[32:40])
+		w1 ^= binary.LittleEndian.Uint64(b[8:16]) ^ binary.LittleEndian.Uint64(b[40:48])
+		w2 ^= binary.LittleEndian.Uint64(b[16:24]) ^ binary.LittleEndian.Uint64(b[48:56])
+		w3 ^= binary.LittleEndian.Uint64(b[24:32]) ^ binary.LittleEndian.Uint64(b[56:64])
 	}
 	w := w0 ^ w1 ^ w2 ^ w3
 	w ^= w >> 32

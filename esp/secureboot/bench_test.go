@@ -18,7 +18,7 @@ import (
 // SHA-256 over the same ReaderAt through the same buffer, and one VerifyPSS.
 // It reports limit/ours as "of-limit": 1 would be perfect.
 func BenchmarkVerify16MiB(b *testing.B) {
-	key := rsaKey(b)
+	key := rsaKey(b, 0)
 	build := image.Builder{Header: image.NewHeader(image.ESP32S3), SecurePad: true}
 	app, err := image.App{Version: "16.0.0"}.MarshalBinary()
 	if err != nil {
@@ -80,7 +80,7 @@ func BenchmarkVerify16MiB(b *testing.B) {
 // BenchmarkVerifySmall shows what Verify costs beside hashing, and that it
 // allocates little.
 func BenchmarkVerifySmall(b *testing.B) {
-	key := rsaKey(b)
+	key := rsaKey(b, 0)
 	file := sign(b, minimal(b, image.ESP32C3, image.App{}), key)
 	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(b, key)}}
 	b.ReportAllocs()

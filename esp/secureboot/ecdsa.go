@@ -1,5 +1,9 @@
 package secureboot
 
+// Go 1.23, which is enough for this package, has no other access to the
+// coordinates of a point, and crypto/elliptic no better home for P-192.
+//lint:file-ignore SA1019 see above
+
 import (
 	"crypto"
 	"crypto/ecdsa"

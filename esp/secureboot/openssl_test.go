@@ -1,13 +1,16 @@
 package secureboot_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
+	"io"
 	"math/big"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -52,4 +55,17 @@ func opensslArgs(t *testing.T, key crypto.Signer, sector []byte) []string {
 		}
 	}
 	return args
+}
+
+// opensslSigner signs by running openssl.
+type opensslSigner struct {
+	public crypto.PublicKey
+	key    string // file
+}
+
+func (s opensslSigner) Public() crypto.PublicKey { return s.public }
+func (s opensslSigner) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, error) {
+	cmd := exec.Command("openssl", "pkeyutl", "-sign", "-inkey", s.key)
+	cmd.Stdin = bytes.NewReader(digest)
+	return cmd.Output()
 }

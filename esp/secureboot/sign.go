@@ -20,8 +20,9 @@ import (
 // random is handed to it; use crypto/rand.Reader. The result shares no memory
 // with img.
 //
-// An image that is none is [ErrImage], as is damage; damage includes a
-// signature that does not verify, but here that has no sentinel.
+// The error is [ErrImage] if img is no sound image. It has no sentinel if a
+// key is none that Secure Boot takes, if its signature does not verify, if
+// there is no room, or if a block that is there already is no valid signature.
 func Sign(random io.Reader, img []byte, keys ...crypto.Signer) ([]byte, error) {
 	trailer, at, err := SignAt(random, bytes.NewReader(img), int64(len(img)), keys...)
 	if err != nil {

@@ -1,5 +1,7 @@
 package secureboot_test
 
+//lint:file-ignore SA1019 the tests need keys with wrong coordinates, and P-192
+
 import (
 	"bytes"
 	"crypto"
@@ -15,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -22,9 +25,19 @@ import (
 	"github.com/quarklink-go/quarklink/esp/secureboot"
 )
 
-func rsaKey(tb testing.TB) *rsa.PrivateKey {
+// rsaKeys are made once: that takes seconds where there is no assembly.
+var rsaKeys [4]func() (*rsa.PrivateKey, error)
+
+func init() {
+	for i := range rsaKeys {
+		rsaKeys[i] = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 3072) })
+	}
+}
+
+// rsaKey returns the i-th of a few RSA-3072 keys.
+func rsaKey(tb testing.TB, i int) *rsa.PrivateKey {
 	tb.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 3072)
+	key, err := rsaKeys[i]()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -69,7 +82,7 @@ func sign(tb testing.TB, img []byte, keys ...crypto.Signer) []byte {
 
 func TestSignAndVerify(t *testing.T) {
 	keys := map[string]crypto.Signer{
-		"RSA-3072": rsaKey(t),
+		"RSA-3072": rsaKey(t, 0),
 		"P-192":    ecKey(t, secureboot.P192()),
 		"P-256":    ecKey(t, elliptic.P256()),
 		"P-384":    ecKey(t, elliptic.P384()),
@@ -94,7 +107,7 @@ func TestSignAndVerify(t *testing.T) {
 // Signatures are added one by one or at once, next to Espressif's too, and
 // any of them will do. There is room for three, once by each key.
 func TestSignAppends(t *testing.T) {
-	k1, k2, k3 := rsaKey(t), ecKey(t, elliptic.P384()), rsaKey(t)
+	k1, k2, k3 := rsaKey(t, 0), ecKey(t, elliptic.P384()), rsaKey(t, 1)
 	all := []crypto.Signer{k1, k2, k3}
 	img := minimal(t, image.ESP32C3, image.App{})
 	for name, signed := range map[string][]byte{
@@ -106,7 +119,7 @@ func TestSignAppends(t *testing.T) {
 				t.Errorf("%s, key %d: %v", name, i, err)
 			}
 		}
-		if _, err := secureboot.Sign(rand.Reader, signed, rsaKey(t)); err == nil {
+		if _, err := secureboot.Sign(rand.Reader, signed, rsaKey(t, 2)); err == nil {
 			t.Errorf("%s: a fourth signature", name)
 		}
 		if _, err := secureboot.Sign(rand.Reader, signed[:4096], k1); err != nil {
@@ -136,7 +149,7 @@ func TestSignAppends(t *testing.T) {
 }
 
 func TestSignErrors(t *testing.T) {
-	key := rsaKey(t)
+	key := rsaKey(t, 0)
 	small, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +171,7 @@ func TestSignErrors(t *testing.T) {
 		"damaged signature":             {bad(t, "bad/sig_flip_nocrcfix.bin"), key, nil},
 		"wrong signature":               {bad(t, "bad/sig_flip_crcfixed.bin"), key, nil},
 		"signature cut off":             {bad(t, "bad/trunc_mid_block.bin"), key, nil},
-		"second signature for ESP32":    {sign(t, esp32, rsaKey(t)), key, nil},
+		"second signature for ESP32":    {sign(t, esp32, rsaKey(t, 1)), key, nil},
 		"RSA-2048":                      {img, small, nil},
 		"P-224":                         {img, ecKey(t, elliptic.P224()), nil},
 		"P-521":                         {img, ecKey(t, elliptic.P521()), nil},
@@ -228,7 +241,7 @@ func (s otherSalt) Sign(random io.Reader, digest []byte, _ crypto.SignerOpts) ([
 
 // SignAt says what to write where, in every state in which an image may be.
 func TestSignAt(t *testing.T) {
-	key := rsaKey(t)
+	key := rsaKey(t, 0)
 	img := minimal(t, image.ESP32C3, image.App{})
 	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	erasedTo := func(n int) []byte {
@@ -265,7 +278,7 @@ func TestSignAt(t *testing.T) {
 func TestOpenSSLVerifies(t *testing.T) {
 	openssl(t)
 	img := minimal(t, image.ESP32C6, image.App{})
-	for name, key := range map[string]crypto.Signer{"RSA-3072": rsaKey(t), "P-256": ecKey(t, elliptic.P256()), "P-384": ecKey(t, elliptic.P384())} {
+	for name, key := range map[string]crypto.Signer{"RSA-3072": rsaKey(t, 0), "P-256": ecKey(t, elliptic.P256()), "P-384": ecKey(t, elliptic.P384())} {
 		t.Run(name, func(t *testing.T) {
 			signed := sign(t, img, key)
 			args := opensslArgs(t, key, signed[4096:])
@@ -281,6 +294,27 @@ func TestOpenSSLVerifies(t *testing.T) {
 				t.Errorf("a changed image verifies: %s", out)
 			}
 		})
+	}
+}
+
+// openssl makes a P-192 key and signs with it, as hardware would: nothing
+// else here knows the curve.
+func TestOpenSSLSignsP192(t *testing.T) {
+	openssl(t)
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key.pem")
+	if out, err := exec.Command("openssl", "ecparam", "-name", "prime192v1", "-genkey", "-noout", "-out", key).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	der, err := exec.Command("openssl", "pkey", "-in", key, "-pubout", "-outform", "DER").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := opensslSigner{public: p192Key(t, der), key: key}
+	file := sign(t, minimal(t, image.ESP32C2, image.App{}), signer)
+	v := secureboot.Verifier{Chip: image.ESP32C2, Trusted: []secureboot.Digest{digestOf(t, signer)}}
+	if err := verify(v, file); err != nil {
+		t.Error(err)
 	}
 }
 

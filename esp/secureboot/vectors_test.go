@@ -81,9 +81,9 @@ type verdict struct {
 	Rejects []string `json:"device_rejects_with_efuse"`
 }
 
-func verdicts(tb testing.TB) map[string]verdict {
+func verdicts(tb testing.TB, dir string) map[string]verdict {
 	tb.Helper()
-	b, err := os.ReadFile(filepath.Join("testdata", "verdicts.json"))
+	b, err := os.ReadFile(filepath.Join(dir, "verdicts.json"))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func bad(tb testing.TB, name string) []byte {
 	tb.Helper()
 	for i, f := range files {
 		if f.name == name {
-			return content(tb, i, verdicts(tb)[name])
+			return content(tb, i, verdicts(tb, "testdata")[name])
 		}
 	}
 	tb.Fatalf("%s is not in the table", name)
@@ -275,7 +275,7 @@ func verify(v secureboot.Verifier, b []byte) error {
 }
 
 func TestVerdicts(t *testing.T) {
-	judged := verdicts(t)
+	judged := verdicts(t, "testdata")
 	for i, f := range files {
 		t.Run(f.name, func(t *testing.T) {
 			v, ok := judged[f.name]
@@ -330,5 +330,51 @@ func checkCode(t *testing.T, err error) {
 	}
 	if got != want {
 		t.Errorf("%v: FirmwareCode %d, want %d", err, got, want)
+	}
+}
+
+// TestVectorsFolder holds every file of the whole folder to the verdict of
+// its own verdicts.json, those that the table above does not know included.
+func TestVectorsFolder(t *testing.T) {
+	dir := os.Getenv("QUARKLINK_VECTORS")
+	if dir == "" {
+		t.Skip("QUARKLINK_VECTORS is not set; TestVerdicts judges the same files")
+	}
+	stricter := map[string]bool{"bad/pss_salt0.bin": true} // than the device
+	seen := 0
+	for _, v := range verdicts(t, dir) {
+		folder, base := filepath.Split(filepath.FromSlash(v.File))
+		name, _, _ := strings.Cut(base, "_")
+		if folder = filepath.Base(folder); folder == "bad" {
+			if name = "esp32c3"; strings.HasPrefix(base, "ec256_") {
+				name = "esp32c6"
+			}
+		}
+		chip, err := image.ParseChip(name)
+		if err != nil {
+			t.Errorf("%s: %v", v.File, err)
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(v.File)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepts := v.Accepts
+		if part := strings.Split(base, "."); folder == "signed" && len(v.Accepts)+len(v.Rejects) == 0 {
+			accepts = part[len(part)-2 : len(part)-1] // no device ran: the key that the name says
+		}
+		for _, set := range slices.Concat(accepts, v.Rejects, []string{"rsa_wrong,ec256b"}) {
+			want := slices.Contains(accepts, set) && !stricter[v.File]
+			if v.File == "bad/wrong_key.bin" && set == "rsa_wrong,ec256b" {
+				want = true
+			}
+			if err := verify(secureboot.Verifier{Chip: chip, Trusted: fuses(t, set)}, b); (err == nil) != want {
+				t.Errorf("%s, eFuse %s: %v, want accepted: %v", v.File, set, err, want)
+			}
+		}
+		seen++
+	}
+	if seen == 0 {
+		t.Error("no verdicts")
 	}
 }

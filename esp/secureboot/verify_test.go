@@ -1,5 +1,7 @@
 package secureboot_test
 
+//lint:file-ignore SA1019 the tests need keys with wrong coordinates, and P-192
+
 import (
 	"bytes"
 	"context"
@@ -44,11 +46,17 @@ func publicKey(tb testing.TB, name string) crypto.PublicKey {
 		}
 		return key
 	}
+	return p192Key(tb, block.Bytes)
+}
+
+// p192Key reads a SubjectPublicKeyInfo with a key on P-192.
+func p192Key(tb testing.TB, der []byte) *ecdsa.PublicKey {
+	tb.Helper()
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
 		Point     asn1.BitString
 	}
-	if _, err := asn1.Unmarshal(block.Bytes, &info); err != nil || len(info.Point.Bytes) != 49 || info.Point.Bytes[0] != 4 {
+	if _, err := asn1.Unmarshal(der, &info); err != nil || len(info.Point.Bytes) != 49 || info.Point.Bytes[0] != 4 {
 		tb.Fatal(err, info)
 	}
 	x, y := new(big.Int).SetBytes(info.Point.Bytes[1:25]), new(big.Int).SetBytes(info.Point.Bytes[25:])
@@ -146,7 +154,7 @@ func TestZeroVerifierTrustsNobody(t *testing.T) {
 }
 
 func TestMinSecureVersion(t *testing.T) {
-	key := rsaKey(t)
+	key := rsaKey(t, 0)
 	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	file := sign(t, minimal(t, image.ESP32C3, image.App{SecureVersion: 3}), key)
 	b := image.Builder{Header: image.NewHeader(image.ESP32C3)}
@@ -219,7 +227,7 @@ func TestESP32UsesBlock0Alone(t *testing.T) {
 
 // Blocks that are wrong in themselves, but whose CRC is right.
 func TestMalformedBlocks(t *testing.T) {
-	rsa, ec, p384 := rsaKey(t), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
+	rsa, ec, p384 := rsaKey(t, 0), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
 	img := minimal(t, image.ESP32C6, image.App{})
 	for _, test := range []struct {
 		name   string

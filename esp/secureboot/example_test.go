@@ -1,0 +1,121 @@
+package secureboot_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/quarklink-go/quarklink/esp/image"
+	"github.com/quarklink-go/quarklink/esp/secureboot"
+)
+
+// A verifier holds what the chip's eFuse holds, and decides as the chip does.
+func ExampleVerifier() {
+	key, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		log.Fatal(err)
+	}
+	trusted, err := secureboot.KeyDigest(key.Public())
+	if err != nil {
+		log.Fatal(err)
+	}
+	unsigned, err := image.Minimal(image.ESP32C3, image.App{Version: "1.2.3", SecureVersion: 4})
+	if err != nil {
+		log.Fatal(err)
+	}
+	signed, err := secureboot.Sign(rand.Reader, unsigned, key)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{trusted}, MinSecureVersion: 4}
+	verdict := func(img []byte) error {
+		return v.Verify(context.Background(), bytes.NewReader(img), int64(len(img)))
+	}
+	fmt.Println("signed:", verdict(signed))
+	fmt.Println("unsigned:", verdict(unsigned))
+	v.MinSecureVersion = 5
+	fmt.Println("too old:", errors.Is(verdict(signed), secureboot.ErrSecureVersion))
+	v.Chip = image.ESP32S3
+	fmt.Println("other chip:", errors.Is(verdict(signed), image.ErrChip))
+	// Output:
+	// signed: <nil>
+	// unsigned: secureboot: image is not signed for Secure Boot V2: no signature block at offset 0x1000
+	// too old: true
+	// other chip: true
+}
+
+// A verdict's result code of quarklink-client is found by shape.
+func Example_firmwareCode() {
+	err := fmt.Errorf("update: %w", secureboot.ErrNoSignature)
+	var coded interface{ FirmwareCode() int }
+	if errors.As(err, &coded) {
+		fmt.Println(coded.FirmwareCode())
+	}
+	// Output:
+	// 21
+}
+
+// The digest of a key, as in eFuse, and back.
+func ExampleParseDigest() {
+	d, err := secureboot.ParseDigest("cd83cc02a291b2bcdfd40cde657aaacfb48e246f450ca3567ea5a8cfc9c72375")
+	fmt.Println(d, err)
+	_, err = secureboot.ParseDigest("cd83")
+	fmt.Println(err)
+	// Output:
+	// cd83cc02a291b2bcdfd40cde657aaacfb48e246f450ca3567ea5a8cfc9c72375 <nil>
+	// secureboot: key digest has 4 characters, want 64 hexadecimal digits
+}
+
+// Sign a file in place, without reading it into memory; doing it again with
+// another key adds a second signature.
+func ExampleSignAt() {
+	dir, err := os.MkdirTemp("", "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	unsigned, err := image.Minimal(image.ESP32C6, image.App{Version: "1.2.3"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	name := filepath.Join(dir, "firmware.bin")
+	if err := os.WriteFile(name, unsigned, 0o600); err != nil {
+		log.Fatal(err)
+	}
+
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	for range 2 {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			log.Fatal(err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			log.Fatal(err)
+		}
+		trailer, at, err := secureboot.SignAt(rand.Reader, f, info.Size(), key)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := f.WriteAt(trailer, at); err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(len(trailer), "bytes written at", at)
+	}
+	// Output:
+	// 7856 bytes written at 336
+	// 4096 bytes written at 4096
+}
