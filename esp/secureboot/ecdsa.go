@@ -1,8 +1,6 @@
 package secureboot
 
-// Go 1.23, which is enough for this package, has no other access to the
-// coordinates of a point, and crypto/elliptic no better home for P-192.
-//lint:file-ignore SA1019 see above
+//lint:file-ignore SA1019 Go 1.23, which has to be enough here, gives no other access to coordinates, and P-192 has no better home than CurveParams
 
 import (
 	"crypto"
