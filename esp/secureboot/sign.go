@@ -17,7 +17,7 @@ import (
 //
 // Each key is a crypto.Signer, in memory or in hardware, whose public key is
 // one that [KeyDigest] takes. It signs a digest: the image is hashed once.
-// random is handed to it; use crypto/rand.Reader. The result shares no memory
+// random is handed to it; use the Reader of crypto/rand. The result shares no memory
 // with img.
 //
 // The error is [ErrImage] if img is no sound image. It has no sentinel if a
