@@ -131,8 +131,10 @@ func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device) error
 		return withCode(CodeCommunication, fmt.Errorf("ask for the endpoint: %w", err))
 	}
 	port, err := tool.InstancePort(ctx)
-	if errors.Is(err, uart.ErrRefused) || errors.Is(err, uart.ErrUnsupported) {
-		port, err = DefaultPort, nil // the tool may leave the port out
+	if errors.Is(err, uart.ErrRefused) || errors.Is(err, uart.ErrUnsupported) || errors.Is(err, uart.ErrNoAnswer) {
+		// The tool may leave the port out; one that ends no reply then says
+		// nothing at all. One that has gone does not answer the next question.
+		port, err = DefaultPort, nil
 	}
 	if err != nil {
 		return withCode(CodeCommunication, fmt.Errorf("ask for the port: %w", err))

@@ -237,6 +237,7 @@ func TestProvisionRefuses(t *testing.T) {
 		{"nobody acknowledges the DeviceID", "deviceID", "", true},
 		{"the tool leaves the port out", "ql_port", "ERROR refused\n", true},
 		{"the tool does not know the port", "ql_port", "ERROR unsupported\n", true},
+		{"the tool says nothing of the port", "ql_port", "", true},
 		{"a port of 70000", "ql_port", "70000\n", false},
 		{"half a reply", "ql_endpoint", "", false},
 		{"a root that is no certificate", "ql_rootCA", base64.StdEncoding.EncodeToString([]byte("root")) + "\n", false},

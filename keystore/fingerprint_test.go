@@ -3,7 +3,6 @@ package keystore_test
 import (
 	"bytes"
 	"crypto"
-	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -139,7 +138,7 @@ func TestFingerprintRefuses(t *testing.T) {
 		"a private key":        &ecdsa.PrivateKey{PublicKey: *good},
 		"not a pointer":        *good,
 		"ECDH":                 ecdhKey,
-		"DSA":                  &dsa.PublicKey{},
+		"no key at all":        new(big.Int),
 		"nil ECDSA":            (*ecdsa.PublicKey)(nil),
 		"empty ECDSA":          &ecdsa.PublicKey{},
 		"ECDSA without point":  &ecdsa.PublicKey{Curve: elliptic.P256()},

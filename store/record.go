@@ -49,7 +49,7 @@ func DecodeRecord(name string, data []byte) (version uint8, payload []byte, err 
 	if err := CheckName(name); err != nil {
 		return 0, nil, err
 	}
-	line, payload, found := bytes.Cut(data[:min(len(data), maxHeader+1)], []byte("\n"))
+	line, _, found := bytes.Cut(data[:min(len(data), maxHeader+1)], []byte("\n"))
 	if !found {
 		return 0, nil, fmt.Errorf("store: record %q: no header line: %w", name, ErrDamaged)
 	}

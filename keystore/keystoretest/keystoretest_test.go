@@ -325,7 +325,7 @@ func TestBrokenStores(t *testing.T) {
 	for fault, want := range map[string]string{
 		"accepts any digest":            "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
 		"another public key":            "Public() returns another key",
-		"changes the digest":            "Sign changed the caller's digest",
+		"changes the digest":            "signing changed the caller's digest",
 		"cuts the digest":               "ecdsa_secp384r1_sha384: the signature of",
 		"exposes":                       "exposes the private key",
 		"fails to close":                "Close: bus error",

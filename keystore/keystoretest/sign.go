@@ -208,7 +208,7 @@ func (c *checker) signAndVerify(signer crypto.Signer, s scheme, digest []byte) e
 			return refusal{err}
 		}
 		if !bytes.Equal(given, digest) {
-			return errors.New("Sign changed the caller's digest")
+			return errors.New("signing changed the caller's digest")
 		}
 		return s.verify(signer.Public(), digest, signature)
 	})

@@ -149,7 +149,6 @@ func TestToolRefuses(t *testing.T) {
 }
 
 func TestToolOnDeviceID(t *testing.T) {
-	type ctxKey struct{}
 	var got []string
 	tool := &Tool{OnDeviceID: func(ctx context.Context, id string) error {
 		if ctx.Err() != nil {

@@ -135,10 +135,16 @@ func checkCertificate(der []byte) error {
 	if !input.ReadASN1(&cert, asn1.SEQUENCE) || !input.Empty() {
 		return errors.New("root certificate: not one whole DER sequence")
 	}
-	if !cert.SkipASN1(asn1.SEQUENCE) || // tbsCertificate
-		!cert.SkipASN1(asn1.SEQUENCE) || // signatureAlgorithm
-		!cert.SkipASN1(asn1.BIT_STRING) || // signatureValue
-		!cert.Empty() {
+	for _, field := range []asn1.Tag{
+		asn1.SEQUENCE,   // tbsCertificate
+		asn1.SEQUENCE,   // signatureAlgorithm
+		asn1.BIT_STRING, // signatureValue
+	} {
+		if !cert.SkipASN1(field) {
+			return errors.New("root certificate: the DER is not a certificate")
+		}
+	}
+	if !cert.Empty() {
 		return errors.New("root certificate: the DER is not a certificate")
 	}
 	return nil
