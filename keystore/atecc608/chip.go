@@ -68,7 +68,8 @@ type Chip struct {
 	turn chan struct{} // holds one token; who takes it owns what follows
 	link link
 
-	config Config // as read by Open
+	config Config              // as last read
+	empty  [numSlots]time.Time // when the slot was last found empty
 }
 
 // Open finds the chip, whatever state it is in, and reads its configuration.

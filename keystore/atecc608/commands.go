@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"time"
 )
 
 // Param1 of the commands.
@@ -144,18 +145,28 @@ func (c *Chip) PublicKey(ctx context.Context, slot int) (*ecdsa.PublicKey, error
 	return key, err
 }
 
-// checkSlot reads the configuration and says why the slot cannot hold a signing
-// key, if it cannot.
+// checkSlot says why the slot cannot hold a signing key, if it cannot.
 func (l *call) checkSlot(slot int) error {
 	if slot < 0 || slot >= numSlots {
 		return fmt.Errorf("no slot %d, need 0 to 15: %w", slot, fs.ErrInvalid)
 	}
-	config, err := l.readConfig()
-	if err != nil {
+	if err := l.refresh(); err != nil {
 		return err
 	}
-	l.config = config
-	return config.signingSlot(slot)
+	return l.config.signingSlot(slot)
+}
+
+// refresh reads the configuration again if it may have changed: with both zones
+// locked, what counts of it is for ever.
+func (l *call) refresh() error {
+	if l.config.Locked() && l.config.DataLocked() {
+		return nil
+	}
+	config, err := l.readConfig()
+	if err == nil {
+		l.config = config
+	}
+	return err
 }
 
 // publicKey asks for the public key first, because that works with any key that
@@ -173,6 +184,7 @@ func (l *call) publicKey(slot int) (*ecdsa.PublicKey, error) {
 	case infoErr != nil:
 		return nil, infoErr
 	case valid[0] == 0:
+		l.empty[slot] = l.clock.Now()
 		return nil, fmt.Errorf("slot %d holds no key: %w", slot, fs.ErrNotExist)
 	}
 	return nil, fmt.Errorf("slot %d holds a key, but: %w: %w", slot, ErrSlot, err)
@@ -198,24 +210,26 @@ func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, err
 	// now. Repeating starts with looking, in the same turn: a key that was not
 	// there before is the one just made.
 	err := c.do(ctx, fmt.Sprintf("generate key in slot %d", slot), repeatable, func(l *call) error {
-		if !begun {
-			if err := l.checkSlot(slot); err != nil {
+		if err := l.checkSlot(slot); err != nil {
+			return err
+		}
+		if begun || l.clock.Now().Sub(l.empty[slot]) > justNow {
+			found, err := l.publicKey(slot)
+			if err == nil && begun {
+				key = found
+				return nil
+			}
+			if err == nil {
+				err = fs.ErrExist
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
-		found, err := l.publicKey(slot)
-		switch {
-		case err == nil && begun:
-			key = found
-			return nil
-		case err == nil:
-			return fmt.Errorf("slot %d: %w", slot, fs.ErrExist)
-		case !errors.Is(err, fs.ErrNotExist):
-			return err
-		case !l.config.SlotConfig(slot).GenKey() || l.config.SlotLocked(slot):
+		if !l.config.SlotConfig(slot).GenKey() || l.config.SlotLocked(slot) {
 			return fmt.Errorf("slot %d is empty and no key may be made in it: %w", slot, ErrSlot)
 		}
-		begun = true
+		begun, l.empty[slot] = true, time.Time{}
 		xy, err := l.exec(command{opcode: opGenKey, p1: genKeyCreate, p2: uint16(slot), reply: 64})
 		if err != nil {
 			return err
@@ -225,6 +239,10 @@ func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, err
 	})
 	return key, err
 }
+
+// justNow is how long a slot that was found empty, by [Chip.PublicKey] as a
+// rule, need not be asked again before a key is made in it.
+const justNow = time.Second
 
 // loadDigest puts the digest where Sign and Verify take it from. It stays there
 // while the chip is awake or idle.
@@ -296,6 +314,9 @@ func (c *Chip) ECDH(ctx context.Context, slot int, peer *ecdh.PublicKey) ([]byte
 		}
 		if slot < 0 || slot >= numSlots {
 			return fmt.Errorf("no slot %d, need 0 to 15: %w", slot, fs.ErrInvalid)
+		}
+		if err := l.refresh(); err != nil {
+			return err
 		}
 		s, k := l.config.SlotConfig(slot), l.config.KeyConfig(slot)
 		if !k.Private() || !k.P256() || !s.ECDH() || s.ECDHToSlot() {

@@ -14,6 +14,7 @@ const (
 	selfTestDelay = 25 * time.Millisecond   // more than tWHIST: the power-on self test
 	watchdogLeast = 700 * time.Millisecond  // from waking to forced sleep
 	longest       = 1200 * time.Millisecond // any command that some other program may have begun
+	readReply     = 10 * time.Millisecond   // at 100 kHz, with a margin
 
 	shortestPulse = 67 * time.Microsecond // nine bits at 133 kHz; faster, and eight are less than 60 µs
 	fastestBus    = 9 * time.Microsecond  // nine bits at 1 MHz; less was never on the bus
@@ -192,12 +193,16 @@ func (l *call) wake() error {
 			if ok && (status == StatusSelfTest || status == StatusRandomness) {
 				lastErr = status
 			}
-			asked = l.bus.Tx(l.address, []byte{wordSleep}, nil) == nil || asked
-			err = l.pause(wakeDelay)
-		} else if err = l.checked(err); err == nil {
-			err = l.pause(selfTestDelay)
+		} else if err := l.checked(err); err != nil {
+			return err
 		}
-		if err != nil {
+		// It may be awake with an old reply, or in the middle of a command that
+		// it waits for the rest of.
+		delay := selfTestDelay
+		if l.bus.Tx(l.address, []byte{wordSleep}, nil) == nil {
+			asked, delay = true, wakeDelay
+		}
+		if err := l.pause(delay); err != nil {
 			return err
 		}
 		if !l.clock.Now().Before(give) {
@@ -280,7 +285,7 @@ func (l *call) whyNoChip(err error) error {
 // what earlier commands of the call have loaded.
 func (l *call) exec(cmd command) ([]byte, error) {
 	limit := maxTime(cmd.opcode, l.slowness)
-	if l.awake && l.used && l.clock.Now().Sub(l.woken)+limit > watchdogLeast {
+	if l.awake && l.used && l.clock.Now().Sub(l.woken)+limit+pollStep(limit)+readReply > watchdogLeast {
 		l.leave(wordIdle)
 	}
 	if !l.awake {
@@ -311,7 +316,7 @@ func (l *call) exec(cmd command) ([]byte, error) {
 // await polls until the command is done. It begins when such a command is
 // typically done, and learns when that is.
 func (l *call) await(opcode byte, limit time.Duration) error {
-	step := max(limit/20, time.Millisecond)
+	step := pollStep(limit)
 	first, known := l.typical[opcode]
 	if !known {
 		first = limit / 2
@@ -343,6 +348,11 @@ func (l *call) await(opcode byte, limit time.Duration) error {
 			return err
 		}
 	}
+}
+
+// pollStep is the time between polls.
+func pollStep(limit time.Duration) time.Duration {
+	return min(max(limit/20, time.Millisecond), 10*time.Millisecond)
 }
 
 // reply reads the reply, again from its beginning if it arrives damaged: the

@@ -164,7 +164,9 @@ func (c *Chip) transact(addr uint16, w, r []byte, fault Fault) error {
 		c.latched = statusSelfTest
 	}
 	if addr == 0 {
-		c.pulse()
+		if c.opts.BusHz <= fastestWake {
+			c.pulse()
+		}
 		return ErrNACK
 	}
 	if addr != c.address || c.state != awake || c.now().Before(c.ready) {
@@ -192,10 +194,10 @@ func (c *Chip) transact(addr uint16, w, r []byte, fault Fault) error {
 	return err
 }
 
-// pulse is SDA held low by the address byte of a write to address 0. A chip
+// pulse is SDA held low, as by the address byte of a write to address 0. A chip
 // that is awake takes no notice.
 func (c *Chip) pulse() {
-	if c.state == awake || c.opts.BusHz > fastestWake {
+	if c.state == awake {
 		return
 	}
 	c.state = awake

@@ -118,3 +118,22 @@ func (c *Chip) Configure(change func(config *[128]byte)) {
 	defer c.mu.Unlock()
 	change(&c.config)
 }
+
+// Wake is a wake pulse that does not come over the bus: SDA held low for 60 µs,
+// whatever the bus's clock.
+func (c *Chip) Wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.expire()
+	c.pulse()
+}
+
+// Clear empties a slot, 0 to 15, behind the locks, as no host can. A key in it
+// is lost.
+func (c *Chip) Clear(slot int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.slots[slot] {
+		c.slots[slot][i] = 0xff
+	}
+}
