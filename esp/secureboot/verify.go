@@ -1,7 +1,9 @@
 package secureboot
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"strings"
@@ -173,8 +175,9 @@ func (m *signedImage) secureBootV1() bool {
 	if n, _ := m.src.ReadAt(b[:], m.Length); n < len(b) {
 		return false
 	}
-	version, signature := string(b[:4]), string(b[4:])
-	return version == "\x00\x00\x00\x00" && strings.Trim(signature, "\x00") != "" && strings.Trim(signature, "\xFF") != ""
+	version, signature := binary.LittleEndian.Uint32(b[:4]), b[4:]
+	all := func(fill byte) bool { return bytes.Count(signature, []byte{fill}) == len(signature) }
+	return version == 0 && !all(0) && !all(0xFF)
 }
 
 // contextReader fails once its context is done. An image is read in small
