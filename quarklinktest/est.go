@@ -8,7 +8,6 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"fmt"
-	"maps"
 	"mime"
 	"net/http"
 
@@ -38,7 +37,6 @@ func (s *Server) answerTemporary(q *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.forgetExpired()
 	s.remember(&issued{device: q.device, cert: cert, proves: byTemporary})
 	return s.certificates(q, cert)
 }
@@ -72,14 +70,6 @@ func (s *Server) answerEnrol(q *request) (*answer, error) {
 }
 
 func (s *Server) remember(i *issued) { s.issued[sha256.Sum256(i.cert.Raw)] = i }
-
-// forgetExpired forgets temporary certificates that are of no use any more.
-func (s *Server) forgetExpired() {
-	now := s.now()
-	maps.DeleteFunc(s.issued, func(_ [32]byte, i *issued) bool {
-		return i.proves == byTemporary && i.hasExpired(now)
-	})
-}
 
 // readCSR reads the request of an enrolment (RFC 7030 section 4.2.1), which
 // shows that its sender has the key.

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -368,6 +370,41 @@ func (counting) ReadAt(p []byte, off int64) (int, error) {
 		p[i] = word[at%8]
 	}
 	return len(p), nil
+}
+
+// An image that can be read no longer breaks the download off.
+func TestImageBreaks(t *testing.T) {
+	s, d, _ := newFirmwareServer(t)
+	img := minimal(t, "1")
+	source := &breaking{Reader: bytes.NewReader(img)}
+	if err := s.Publish("b", quarklinktest.Firmware{Image: source}); err != nil {
+		t.Fatal(err)
+	}
+	source.at.Store(200)
+	r, err := try(t.Context(), d.client(d.identity), "GET", pathFirmware, nil)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || r.status != 200 || !bytes.Equal(r.body, img[:200]) {
+		t.Errorf("HTTP %d, %d bytes, %v", r.status, len(r.body), err)
+	}
+	if err := s.Publish("b", quarklinktest.Firmware{Image: source}); !errors.Is(err, errBroken) {
+		t.Errorf("published: %v", err)
+	}
+}
+
+var errBroken = errors.New("broken")
+
+// breaking cannot be read from the offset at on, if that is not 0.
+type breaking struct {
+	*bytes.Reader
+	at atomic.Int64
+}
+
+func (b *breaking) ReadAt(p []byte, off int64) (int, error) {
+	at := b.at.Load()
+	if at == 0 || off+int64(len(p)) <= at {
+		return b.Reader.ReadAt(p, off)
+	}
+	n, _ := b.Reader.ReadAt(p[:max(0, at-off)], off)
+	return n, errBroken
 }
 
 // Publish sees an image through any ReaderAt as it sees it whole.

@@ -158,12 +158,10 @@ func (s *stream) write(b []byte) (n int, err error) {
 	}
 }
 
-// closeReader also drops what nobody will read.
 func (s *stream) closeReader() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reader.close()
-	s.data = nil
 	s.changed.Broadcast()
 }
 

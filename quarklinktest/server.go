@@ -198,12 +198,11 @@ func (s *Server) Close() {
 		if s.listener != nil {
 			s.listener.Close()
 		}
-		// Before http.Server would: its way is to say goodbye in TLS, and a
-		// peer that has stopped reading holds that up for seconds.
+		// Not http.Server.Close: its way is to say goodbye in TLS, and a peer
+		// that has stopped reading holds that up for seconds.
 		for c := range open {
 			c.Close()
 		}
-		s.http.Close()
 	}
 	s.running.Wait()
 }
