@@ -33,13 +33,16 @@ func RecordName(role keystore.Role) (string, error) {
 // EncodeRecord returns the record of a role's key, to be stored under
 // [RecordName]: what [Store.Initialise] stores, for hosts that initialise a
 // device by writing its flash. The eFuse key that the parameters were made with
-// belongs in key block number block, 0 to 5. A block out of range, a public key
-// that is not of the parameters' length, and a key of less than 2048 bits are
-// fs.ErrInvalid.
+// belongs in key block number block, 0 to 5. No parameters, a block out of range,
+// a public key that is not of the parameters' length, and a key of less than 2048
+// bits are fs.ErrInvalid.
 func EncodeRecord(role keystore.Role, block int, pub *rsa.PublicKey, p *Params) ([]byte, error) {
 	name, err := RecordName(role)
 	if err != nil {
 		return nil, err
+	}
+	if p == nil {
+		return nil, fmt.Errorf("esp32ds: record %q: no parameters: %w", name, fs.ErrInvalid)
 	}
 	if block < 0 || block >= KeyBlocks {
 		return nil, fmt.Errorf("esp32ds: record %q: eFuse key block %d, need 0 to %d: %w", name, block, KeyBlocks-1, fs.ErrInvalid)
