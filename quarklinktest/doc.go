@@ -16,9 +16,10 @@
 // Server inside the bubble and close it there. [Pipe] is a serial cable of the
 // same kind, for the tool that [NewTool] makes.
 //
-// The keys are made at random for each Server and are gone with it. There is no
-// hub and no database behind the connection details that it hands out: to build
-// one, trust [Server.IssuingCertificates].
+// The keys are made at random for each Server and are gone with it, unless
+// [Server.Snapshot] keeps them. There is no hub and no database behind the
+// connection details that it hands out: to build one, trust
+// [Server.IssuingCertificates].
 //
 // The package does not import testing.
 package quarklinktest

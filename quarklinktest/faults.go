@@ -69,12 +69,15 @@ func Hold(retryAfter time.Duration) Fault {
 
 // Answer has h answer in the Server's place, whatever that may be: another
 // type, a redirect, endless garbage. The request is not processed; its body can
-// be read. Of other faults only [Delay] goes with it.
+// be read. It must end when the request's context does: Close waits for it. Of
+// other faults only [Delay] goes with it.
 func Answer(h http.Handler) Fault {
 	return Fault{final: true, apply: func(e *effects) { e.handler = h }}
 }
 
-// LoseRequest breaks the connection before the request is processed.
+// LoseRequest breaks the connection before the request is processed. Note that
+// net/http repeats a GET by itself if that happens on a connection which has
+// served a request before; so it does after [LoseAnswer].
 func LoseRequest() Fault {
 	return Fault{final: true, apply: func(e *effects) { e.loseRequest = true }}
 }

@@ -26,7 +26,8 @@ func ExampleServer_Fault() {
 	// when the certificate has been issued and has not arrived.
 	s.Fault(quarklinktest.CallEnrol, quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 30*time.Second).Times(2))
 	s.Fault(quarklinktest.CallEnrol, quarklinktest.LoseAnswer().Times(1))
-	// Every download breaks off after 4000 bytes.
+	// Every download is slow, and breaks off after 4000 bytes.
+	s.Fault(quarklinktest.CallFirmware, quarklinktest.Delay(2*time.Second))
 	s.Fault(quarklinktest.CallFirmware, quarklinktest.CutOff(4000))
 	// Output:
 }

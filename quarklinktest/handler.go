@@ -99,7 +99,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, call Call, proce
 	q := &request{Request: r, forge: e.forge}
 	var err error
 	q.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBody))
-	if err != nil {
+	if err != nil { // if it is not too large its sender has gone
 		process = func(*request) (*answer, error) {
 			return nil, refuse(http.StatusRequestEntityTooLarge, "", fmt.Sprintf("read the request: %v", err))
 		}
