@@ -52,6 +52,10 @@ func (c *Chip) execute(p packet) (data []byte, status byte) {
 		return c.privWrite(p)
 	case opAES:
 		return c.aes(p)
+	case opKDF:
+		return c.kdf(p)
+	case opSecureBoot:
+		return c.secureBoot(p)
 	case opSelfTest:
 		return c.selfTest(p)
 	}

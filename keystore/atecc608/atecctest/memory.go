@@ -164,6 +164,7 @@ func (k keyConfig) private() bool  { return k&1 != 0 }
 func (k keyConfig) pubInfo() bool  { return k&2 != 0 }
 func (k keyConfig) kind() int      { return int(k >> 2 & 7) }
 func (k keyConfig) lockable() bool { return k&0x20 != 0 }
+func (k keyConfig) latched() bool  { return k&0x1000 != 0 } // used only when the persistent latch is set
 
 // isPrivateKey reports whether the slot is for a P-256 private key.
 func (m *memory) isPrivateKey(slot int) bool {
@@ -246,20 +247,19 @@ func (m *memory) setCounter(i int, v uint32) {
 	put(6, uint16(later/32))
 }
 
-// use counts one use of a key whose uses are limited by counter 0, and reports
-// whether it was still allowed.
+// use reports whether a key may be used, and counts the use if its uses are
+// limited by counter 0.
 func (m *memory) use(slot int) bool {
+	if m.keyConfig(slot).latched() && !m.latch {
+		return false
+	}
 	if !m.slotConfig(slot).limitedUse() {
 		return true
 	}
 	limit := uint32(maxCounter)
 	if match := m.config[cfgCountMatch]; match&1 != 0 {
-		s := m.slots[match>>4]
-		first, second := littleEndian(s[0:4]), littleEndian(s[4:8])
-		if first != second {
-			return false
-		}
-		limit = min(limit, first)
+		s := m.slots[match>>4] // the limit, twice
+		limit = min(limit, littleEndian(s[0:4]), littleEndian(s[4:8]))
 	}
 	n := m.counter(0)
 	if n >= limit {

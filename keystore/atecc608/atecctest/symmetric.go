@@ -36,11 +36,12 @@ func (c *Chip) genDig(p packet) ([]byte, byte) {
 		copy(key, c.otp[32*index:])
 	case p.p1 == genDigData && index < numSlots:
 		copy(key, c.slots[index])
-		if noMAC = c.slotConfig(index).noMAC(); noMAC {
+		noMAC = c.slotConfig(index).noMAC()
+		if noMAC || len(p.data) > 0 { // hosts send it for any key
 			wantData = 4
-			if len(p.data) == wantData {
-				header = p.data
-			}
+		}
+		if noMAC && len(p.data) == wantData {
+			header = p.data
 		}
 	case p.p1 == genDigSharedNonce:
 		wantData = 32
@@ -125,7 +126,7 @@ func (c *Chip) mac(p packet) ([]byte, byte) {
 	if p.p1&0x88 != 0 || p.p2 >= numSlots || len(p.data) != wantData {
 		return nil, statusParse
 	}
-	if !c.dataLocked() {
+	if !c.configLocked() {
 		return nil, statusExec
 	}
 	first, second, ok := c.macBlocks(p.p1, int(p.p2), p.data)
@@ -153,7 +154,7 @@ func (c *Chip) checkMac(p packet) ([]byte, byte) {
 	if p.p1&^0x27 != 0 || p.p2 >= numSlots || len(p.data) != challenge+response+other {
 		return nil, statusParse
 	}
-	if !c.dataLocked() {
+	if !c.configLocked() {
 		return nil, statusExec
 	}
 	c.authSlot = 0
@@ -349,7 +350,7 @@ func (c *Chip) shaCommand(p packet) ([]byte, byte) {
 	}
 	switch mode {
 	case shaUpdate:
-		if int(p.p2) != len(p.data) || len(p.data) != 64 {
+		if int(p.p2) != len(p.data) || len(p.data) > 64 {
 			return nil, statusParse
 		}
 		c.sha.add(p.data)
@@ -369,7 +370,7 @@ func (c *Chip) shaCommand(p packet) ([]byte, byte) {
 		}
 		return c.sha.save()
 	case shaEnd:
-		if int(p.p2) != len(p.data) || len(p.data) > 63 || target == 0x80 {
+		if int(p.p2) != len(p.data) || len(p.data) > 64 || target == 0x80 {
 			return nil, statusParse
 		}
 		c.sha.add(p.data)
@@ -436,8 +437,8 @@ const (
 	shaMarshals = shaMagic + shaWords + 64 + 8
 )
 
-// save returns the context: the state, the length (4 bytes), and what is not
-// yet a whole block. The format is the model's own; hosts only give it back.
+// save returns the context: the length, the state and what is not yet a whole
+// block; length and the state's words are little-endian.
 func (s *shaState) save() ([]byte, byte) {
 	if s.outer != nil {
 		return nil, statusExec
@@ -447,16 +448,19 @@ func (s *shaState) save() ([]byte, byte) {
 		return nil, statusExec
 	}
 	m = m[shaMagic:]
-	out := binary.LittleEndian.AppendUint32(bytes.Clone(m[:shaWords]), uint32(s.size))
+	out := binary.LittleEndian.AppendUint32(nil, uint32(s.size))
+	for i := 0; i < shaWords; i += 4 {
+		out = binary.LittleEndian.AppendUint32(out, binary.BigEndian.Uint32(m[i:]))
+	}
 	return append(out, m[shaWords:shaWords+s.size%64]...), statusOK
 }
 
 func (c *Chip) shaRestore(p packet) ([]byte, byte) {
-	if int(p.p2) != len(p.data) || len(p.data) < shaWords+4 {
+	if int(p.p2) != len(p.data) || len(p.data) < 4+shaWords {
 		return nil, statusParse
 	}
-	size := binary.LittleEndian.Uint32(p.data[shaWords:])
-	partial := p.data[shaWords+4:]
+	size := binary.LittleEndian.Uint32(p.data)
+	words, partial := p.data[4:4+shaWords], p.data[4+shaWords:]
 	if len(partial) != int(size%64) {
 		return nil, statusParse
 	}
@@ -465,7 +469,9 @@ func (c *Chip) shaRestore(p packet) ([]byte, byte) {
 	if err != nil || len(m) != shaMarshals {
 		return nil, statusExec
 	}
-	copy(m[shaMagic:], p.data[:shaWords])
+	for i := 0; i < shaWords; i += 4 {
+		binary.BigEndian.PutUint32(m[shaMagic+i:], binary.LittleEndian.Uint32(words[i:]))
+	}
 	copy(m[shaMagic+shaWords:], partial)
 	binary.BigEndian.PutUint64(m[shaMarshals-8:], uint64(size))
 	if h.(encoding.BinaryUnmarshaler).UnmarshalBinary(m) != nil {

@@ -45,7 +45,11 @@ func (c *Chip) locate(zone byte, address uint16) (from []byte, offset, slot int,
 
 func (c *Chip) read32or4(p packet) ([]byte, byte) {
 	zone := p.p1 & zoneMask
-	from, _, slot, ok := c.locate(zone, p.p2)
+	address := p.p2
+	if p.p1&block32 != 0 {
+		address &^= 7 // the word does not matter
+	}
+	from, _, slot, ok := c.locate(zone, address)
 	if p.p1&readUnused != 0 || zone == 3 || len(p.data) != 0 || !ok {
 		return nil, statusParse
 	}
