@@ -53,18 +53,6 @@ func (i Instance) check(rootNeeded bool) error {
 	return nil
 }
 
-// FirmwareInfo is what a device says of the firmware that runs now. Whatever is
-// zero is not said.
-type FirmwareInfo struct {
-	Version string   // such as "1.8.0"; printable ASCII
-	SHA256  [32]byte // of the image as it was downloaded
-	// Chip is the chip's name as image manifests have it, such as "esp32c3".
-	Chip string
-	// VirtualEFuse: the device's eFuses are emulated in flash. Images for real
-	// eFuses break such a device and the other way round.
-	VirtualEFuse bool
-}
-
 // Config says what a Client works with.
 type Config struct {
 	// KeyStore holds the device's keys. Required. A keystore.Generator makes
