@@ -1,0 +1,5 @@
+//go:build !race
+
+package nvs
+
+const raceEnabled = false

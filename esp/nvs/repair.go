@@ -1,0 +1,42 @@
+package nvs
+
+// repair finishes or undoes one step of what was left half done, and reports
+// whether there was something. Every state that a cut during repair leaves is
+// one that resolve reads the same way.
+func (p *Partition) repair() (bool, error) {
+	repaired := false
+	for _, pg := range p.list {
+		for _, r := range pg.garbage {
+			if err := p.eraseRun(pg, r); err != nil {
+				return false, err
+			}
+			repaired = true
+		}
+	}
+	for _, pg := range p.dirty {
+		if err := p.erasePage(pg); err != nil {
+			return false, err
+		}
+		repaired = true
+	}
+	if repaired {
+		return true, nil
+	}
+	for _, pg := range p.list {
+		if pg.state == stateFreeing && len(p.free) > 0 {
+			return true, p.evacuate(pg)
+		}
+	}
+	if p.leave {
+		return false, nil
+	}
+	for _, pg := range p.list {
+		for _, r := range pg.unwiped {
+			if err := p.wipe(pg, r); err != nil {
+				return false, err
+			}
+		}
+		pg.unwiped = nil
+	}
+	return false, nil
+}
