@@ -1,6 +1,7 @@
 package atecc608_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -50,7 +51,7 @@ func TestTransactions(t *testing.T) {
 
 		var key, open atecctest.Stats
 		for range 20 {
-			r.model.Clear(1)
+			r.model.SetSlot(1, nil)
 			if _, err := r.chip.Signer(t.Context(), 1); !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal(err)
 			}
@@ -435,5 +436,43 @@ func TestOnceUnderFaults(t *testing.T) {
 		if err != nil || counted > 1 || countErr == nil && (n != 1 || counted != 1) {
 			t.Fatalf("increment: %d, %v; the chip counts %d, %v", n, countErr, counted, err)
 		}
+	}
+}
+
+// The driver does the same again when a recorded chip answers, and nothing else.
+func TestReplay(t *testing.T) {
+	digest := sha256.Sum256(nil)
+	use := func(bus atecc608.Bus, clock atecc608.Clock) []byte {
+		t.Helper()
+		chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Clock: clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		signer, err := chip.Signer(t.Context(), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err = chip.GenerateKey(t.Context(), 0); err == nil {
+				signer, err = chip.Signer(t.Context(), 0)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := signer.Sign(nil, digest[:], crypto.SHA256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signature
+	}
+	clock := new(atecctest.Clock)
+	model := atecctest.New(atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes})
+	model.SetClock(clock.Now)
+	recorder := atecctest.NewRecorder(model)
+	want := use(recorder, clock)
+	player := atecctest.NewPlayer(recorder.Trace())
+	if got := use(player, new(atecctest.Clock)); !bytes.Equal(got, want) {
+		t.Errorf("signature %x, recorded %x", got, want)
+	}
+	if err := player.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -128,12 +128,12 @@ func (c *Chip) Wake() {
 	c.pulse()
 }
 
-// Clear empties a slot, 0 to 15, behind the locks, as no host can. A key in it
-// is lost.
-func (c *Chip) Clear(slot int) {
+// SetSlot puts content into a slot, 0 to 15, behind the locks, as no host can;
+// the rest of the slot becomes 0xFF. Nil empties the slot: a key in it is lost.
+func (c *Chip) SetSlot(slot int, content []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := range c.slots[slot] {
+	for i := copy(c.slots[slot], content); i < len(c.slots[slot]); i++ {
 		c.slots[slot][i] = 0xff
 	}
 }

@@ -1,0 +1,339 @@
+package atecc608_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/keystore/atecc608"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
+	"github.com/quarklink-go/quarklink/keystore/software"
+	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/store"
+)
+
+// selfSigned is a certificate for the signer's key.
+func selfSigned(t *testing.T, signer crypto.Signer, usage x509.ExtKeyUsage) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "device"},
+		DNSNames:              []string{"localhost"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{usage},
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// clientConfig shows the chip's certificate, and says which signatures it can
+// make: a TLS 1.2 server may ask a P-256 key for SHA-384.
+func clientConfig(t *testing.T, signer crypto.Signer, cert *x509.Certificate, roots *x509.CertPool, version uint16) *tls.Config {
+	t.Helper()
+	restricted, ok := signer.(keystore.Restricted)
+	if !ok {
+		t.Fatal("the signer does not say that it is restricted")
+	}
+	identity := tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: signer}
+	for _, s := range restricted.SignatureSchemes() {
+		identity.SupportedSignatureAlgorithms = append(identity.SupportedSignatureAlgorithms, tls.SignatureScheme(s))
+	}
+	return &tls.Config{
+		RootCAs:              roots,
+		ServerName:           "localhost",
+		MinVersion:           version,
+		MaxVersion:           version,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &identity, nil },
+	}
+}
+
+// serverIdentity is a key in software.
+func serverIdentity(t *testing.T) (crypto.Signer, *x509.Certificate, *x509.CertPool) {
+	t.Helper()
+	keys, err := software.New(new(store.Mem), software.Options{
+		Secret:     func(context.Context) ([]byte, error) { return bytes.Repeat([]byte("s"), 32), nil },
+		Iterations: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := keys.Generate(t.Context(), keystore.Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := selfSigned(t, signer, x509.ExtKeyUsageServerAuth)
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	return signer, cert, roots
+}
+
+var versions = map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13}
+
+func TestMutualTLS(t *testing.T) {
+	serverKey, serverCert, roots := serverIdentity(t)
+	r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes}, atecc608.Options{})
+	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Device)
+	cert := selfSigned(t, signer, x509.ExtKeyUsageClientAuth)
+	clients := x509.NewCertPool()
+	clients.AddCert(cert)
+	for name, version := range versions {
+		t.Run(name, func(t *testing.T) {
+			near, far := net.Pipe()
+			server := tls.Server(far, &tls.Config{
+				Certificates: []tls.Certificate{{Certificate: [][]byte{serverCert.Raw}, PrivateKey: serverKey}},
+				ClientAuth:   tls.RequireAndVerifyClientCert,
+				ClientCAs:    clients,
+			})
+			done := make(chan error, 1)
+			go func() {
+				defer far.Close()
+				line, err := bufio.NewReader(server).ReadString('\n')
+				if err == nil {
+					_, err = io.WriteString(server, line)
+				}
+				done <- err
+			}()
+			client := tls.Client(near, clientConfig(t, signer, cert, roots, version))
+			near.SetDeadline(time.Now().Add(30 * time.Second))
+			if _, err := io.WriteString(client, "hello\n"); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(client).ReadString('\n'); err != nil || line != "hello\n" {
+				t.Fatalf("%q, %v", line, err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			if peer := server.ConnectionState().PeerCertificates; len(peer) != 1 || !peer[0].Equal(cert) {
+				t.Error("the server did not see the chip's certificate")
+			}
+		})
+	}
+}
+
+// needOpenSSL skips without openssl, unless that is to be an error.
+func needOpenSSL(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("openssl")
+	if err != nil {
+		if os.Getenv("QUARKLINK_REAL") == "require" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return path
+}
+
+func writePEM(t *testing.T, path, kind string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// OpenSSL's server verifies the chip's signature in the handshake.
+func TestMutualTLSWithOpenSSL(t *testing.T) {
+	openssl := needOpenSSL(t)
+	dir := t.TempDir()
+	serverKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serverCert := selfSigned(t, serverKey, x509.ExtKeyUsageServerAuth)
+	roots := x509.NewCertPool()
+	roots.AddCert(serverCert)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(serverKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes}, atecc608.Options{})
+	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Device)
+	cert := selfSigned(t, signer, x509.ExtKeyUsageClientAuth)
+	file := func(name string) string { return filepath.Join(dir, name) }
+	writePEM(t, file("key"), "PRIVATE KEY", keyDER)
+	writePEM(t, file("cert"), "CERTIFICATE", serverCert.Raw)
+	writePEM(t, file("client"), "CERTIFICATE", cert.Raw)
+	for name, version := range versions {
+		t.Run(name, func(t *testing.T) {
+			server := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-rev",
+				"-key", file("key"), "-cert", file("cert"), "-CAfile", file("client"), "-Verify", "1", "-verify_return_error")
+			out, err := server.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			server.Stderr = &log
+			if err := server.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer server.Wait()
+			defer server.Process.Kill()
+			addr := ""
+			for lines := bufio.NewScanner(out); addr == "" && lines.Scan(); {
+				addr, _ = strings.CutPrefix(lines.Text(), "ACCEPT ")
+				if !strings.HasPrefix(lines.Text(), "ACCEPT ") {
+					addr = ""
+				}
+			}
+			go io.Copy(io.Discard, out)
+			conn, err := net.DialTimeout("tcp", addr, 10*time.Second)
+			if err != nil {
+				t.Fatalf("dial %q: %v\n%s", addr, err, &log)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(30 * time.Second))
+			client := tls.Client(conn, clientConfig(t, signer, cert, roots, version))
+			if _, err := io.WriteString(client, "hello\n"); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(client).ReadString('\n'); err != nil || line != "olleh\n" {
+				t.Fatalf("%q, %v", line, err)
+			}
+		})
+	}
+}
+
+// OpenSSL verifies a signature of the chip's, and names the same DeviceID.
+func TestSignatureWithOpenSSL(t *testing.T) {
+	openssl := needOpenSSL(t)
+	dir := t.TempDir()
+	r := newRig(t, atecctest.Options{Config: provisioned()}, atecc608.Options{})
+	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Enrolment)
+	message := []byte("message")
+	digest := crypto.SHA256.New()
+	digest.Write(message)
+	signature, err := signer.Sign(nil, digest.Sum(nil), crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(signer.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	writePEM(t, file("public"), "PUBLIC KEY", public)
+	for name, content := range map[string][]byte{"message": message, "signature": signature} {
+		if err := os.WriteFile(file(name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), openssl, "dgst", "-sha256", "-verify", file("public"), "-signature", file("signature"), file("message")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// A device with its keys in a chip enrols and connects to its hub.
+func TestEnrolment(t *testing.T) {
+	ctx := t.Context()
+	for name, slots := range map[string]atecc608.Slots{"one key": {}, "two keys": {Device: 1}} {
+		t.Run(name, func(t *testing.T) {
+			instance, err := quarklinktest.NewServer(quarklinktest.Options{InMemory: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer instance.Close()
+			r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes}, atecc608.Options{})
+			i := instance.Instance()
+			device, err := quarklink.New(ctx, quarklink.Config{
+				KeyStore:  r.chip.KeyStore(slots),
+				Instance:  &i,
+				Transport: instance.Carrier(),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer device.Close()
+			err = instance.AddBatch(quarklinktest.Batch{
+				Name:    "chips",
+				Devices: []quarklink.DeviceID{device.DeviceID()},
+				Policy:  quarklinktest.Policy{Lifetime: 24 * time.Hour},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			enrolment, err := device.Enrol(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			key, err := r.chip.PublicKey(ctx, slots.Device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !key.Equal(enrolment.Certificate.PublicKey) {
+				t.Error("the certificate is not for the key in the device's slot")
+			}
+			status, err := device.Status(ctx)
+			if err != nil || status.State != quarklink.StateEnrolled {
+				t.Fatalf("%v, %v", status.State, err)
+			}
+			connectHub(t, ctx, device, enrolment)
+		})
+	}
+}
+
+// connectHub meets a hub of our own that wants the certificate of the enrolment.
+func connectHub(t *testing.T, ctx context.Context, device *quarklink.Client, enrolment *quarklink.Enrolment) {
+	t.Helper()
+	config, err := device.HubTLSConfig(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hubKey, hubCert, roots := serverIdentity(t)
+	config.RootCAs, config.ServerName = roots, "localhost"
+	near, far := net.Pipe()
+	defer near.Close()
+	hub := tls.Server(far, &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{hubCert.Raw}, PrivateKey: hubKey}},
+		ClientAuth:   tls.RequireAnyClientCert,
+	})
+	done := make(chan error, 1)
+	go func() {
+		err := hub.HandshakeContext(ctx)
+		if err == nil {
+			_, err = io.WriteString(hub, "welcome\n")
+		}
+		done <- err
+	}()
+	near.SetDeadline(time.Now().Add(30 * time.Second))
+	client := tls.Client(near, config)
+	if line, err := bufio.NewReader(client).ReadString('\n'); err != nil || line != "welcome\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if peer := hub.ConnectionState().PeerCertificates; len(peer) == 0 || !peer[0].Equal(enrolment.Certificate) {
+		t.Error("the hub did not see the device's certificate")
+	}
+}
