@@ -44,23 +44,21 @@ func encode(bits int, random io.Reader, digest []byte, opts crypto.SignerOpts) (
 	if pss, ok := opts.(*rsa.PSSOptions); ok {
 		return encodePSS(bits, random, digest, hash, pss.SaltLength)
 	}
-	return encodePKCS1v15(bits, prefix, digest)
+	return encodePKCS1v15(bits, prefix, digest), nil
 }
 
-// encodePKCS1v15 is EMSA-PKCS1-v1_5 (RFC 8017 section 9.2) from its step 3 on.
-func encodePKCS1v15(bits int, prefix string, digest []byte) ([]byte, error) {
+// encodePKCS1v15 is EMSA-PKCS1-v1_5 (RFC 8017 section 9.2) from its step 4 on:
+// every key is long enough.
+func encodePKCS1v15(bits int, prefix string, digest []byte) []byte {
 	em := make([]byte, bits/8)
 	t := len(em) - len(prefix) - len(digest)
-	if t < 11 {
-		return nil, fmt.Errorf("an RSA key of %d bits is too short for a digest of %d bytes", bits, len(digest))
-	}
 	em[1] = 1
 	for i := 2; i < t-1; i++ {
 		em[i] = 0xff
 	}
 	copy(em[t:], prefix)
 	copy(em[t+len(prefix):], digest)
-	return em, nil
+	return em
 }
 
 // encodePSS is EMSA-PSS (RFC 8017 section 9.1.1) with MGF1 and one hash for

@@ -35,7 +35,10 @@ func Example() {
 	_, err = keys.Signer(ctx, keystore.Enrolment)
 	if errors.Is(err, fs.ErrNotExist) {
 		fmt.Println("not initialised yet")
-		err = keys.Initialise(ctx, esp32ds.InitialiseOptions{Reserve: 2}) // for Secure Boot and flash encryption
+		err = keys.Initialise(ctx, esp32ds.InitialiseOptions{
+			Bits:    2048, // quicker to make than 3072, the default
+			Reserve: 2,    // key blocks for Secure Boot and flash encryption
+		})
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -59,7 +62,7 @@ func Example() {
 	fmt.Println("free key blocks:", left)
 	// Output:
 	// not initialised yet
-	// key: 3072 bits
+	// key: 2048 bits
 	// signature: <nil>
 	// free key blocks: 5
 }

@@ -208,7 +208,9 @@ func TestPartlyLost(t *testing.T) {
 			}, esp32ds.ErrIdentityLost},
 		} {
 			d := newDevice()
-			must(t, d.boot(t).Initialise(ctx, small(t)))
+			s := d.boot(t)
+			must(t, s.Initialise(ctx, small(t)))
+			oldESK, oldDSK := identities(t, s)
 			c.spoil(d)
 			before := d.state(t)
 			if err := d.boot(t).Initialise(ctx, small(t)); !errors.Is(err, c.want) || d.state(t) != before {
@@ -216,8 +218,13 @@ func TestPartlyLost(t *testing.T) {
 			}
 			opts := small(t)
 			opts.NewIdentity = true
-			must(t, d.boot(t).Initialise(ctx, opts))
-			identities(t, d.boot(t))
+			opts.GenerateKey(ctx, 2048) // swaps the two keys
+			must(t, s.Initialise(ctx, opts))
+			for _, s := range []*esp32ds.Store{s, d.boot(t)} {
+				if esk, dsk := identities(t, s); !esk.Equal(oldDSK) || !dsk.Equal(oldESK) {
+					t.Errorf("%s %s: the keys are not the new ones", name, what)
+				}
+			}
 			if d.used() != 2 {
 				t.Errorf("%s %s: %d key blocks used", name, what, d.used())
 			}
@@ -463,6 +470,33 @@ func TestPowerCutWhileStoring(t *testing.T) {
 	}
 }
 
+// forgetful is a store that says it has stored a record when it has not, or
+// not that one.
+type forgetful struct {
+	*store.Mem
+	damage bool
+}
+
+func (f forgetful) Put(ctx context.Context, name string, data []byte) error {
+	if !f.damage {
+		return nil
+	}
+	data = bytes.Clone(data)
+	data[len(data)-1] ^= 1
+	return f.Mem.Put(ctx, name, data)
+}
+
+// TestStoreThatLies: no key is burned whose parameters cannot be read back.
+func TestStoreThatLies(t *testing.T) {
+	for _, damage := range []bool{false, true} {
+		d := newDevice()
+		s := newStore(t, esp32ds.ESP32C3, d.chip, forgetful{d.records, damage})
+		if err := s.Initialise(t.Context(), small(t)); err == nil || d.used() != 0 {
+			t.Errorf("damaged %v: %v, %d key blocks used", damage, err, d.used())
+		}
+	}
+}
+
 // steps is how many words are burned: the key's 8, and 3 of BLOCK0.
 const steps = 11
 
@@ -569,6 +603,31 @@ func TestEveryState(t *testing.T) {
 					identities(t, cut.boot(t))
 				}
 			}
+		}
+	}
+}
+
+// TestCannotBeSealed leaves a whole key in its block, and something else in the
+// way of protecting it.
+func TestCannotBeSealed(t *testing.T) {
+	ctx := t.Context()
+	d := newDevice()
+	must(t, d.boot(t).Initialise(ctx, small(t)))
+	key := d.chip.Registers().Keys[5]
+	for name, c := range map[string]struct {
+		block0 [6]uint32
+		want   error
+		used   int
+	}{
+		"read protection locked": {[6]uint32{0: 1}, esp32ds.ErrReadProtection, 1},
+		"another purpose":        {[6]uint32{3: 8 << 12}, nil, 2},
+	} {
+		cut := device{dstest.New(esp32ds.ESP32C3), d.records}
+		r := dstest.Registers{BLOCK0: c.block0}
+		r.Keys[5] = key
+		cut.chip.SetRegisters(r)
+		if err := cut.boot(t).Initialise(ctx, small(t)); !errors.Is(err, c.want) || cut.used() != c.used {
+			t.Errorf("%s: %v, %d key blocks used", name, err, cut.used())
 		}
 	}
 }

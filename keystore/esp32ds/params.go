@@ -197,9 +197,9 @@ func (p *Params) checkPlain(plain []byte, pub *rsa.PublicKey) error {
 	case n.BitLen() != p.bits:
 		return fmt.Errorf("a modulus of %d bits, rsa_length says %d: %w", n.BitLen(), p.bits, ErrInvalidArg)
 	case littleEndian(plain[2*width:numbers]).Cmp(montgomerySquare(n)) != 0:
-		return fmt.Errorf("Rb is not R² mod M: %w", ErrInvalidArg)
+		return fmt.Errorf("not R² mod M in Rb: %w", ErrInvalidArg)
 	case binary.LittleEndian.Uint32(tail[mdSize:]) != montgomeryPrime(n):
-		return fmt.Errorf("M' is not -1/M: %w", ErrInvalidArg)
+		return fmt.Errorf("not -1/M in M': %w", ErrInvalidArg)
 	case !isPair(pub, d):
 		return fmt.Errorf("the private exponent does not belong to the public key: %w", ErrInvalidArg)
 	}

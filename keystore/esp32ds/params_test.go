@@ -214,6 +214,12 @@ func TestCheckRefuses(t *testing.T) {
 	if err := p.Check(knownHMACKey, &key.PublicKey); !errors.Is(err, esp32ds.ErrInvalidArg) {
 		t.Errorf("length outside: %v", err)
 	}
+	outside = reseal(outside, knownHMACKey, func(p []byte) { p[3*width+36] = 95 })
+	p, err = esp32ds.ParseParams(esp32ds.ESP32C3, outside)
+	must(t, err)
+	if err := p.Check(knownHMACKey, &key.PublicKey); !errors.Is(err, esp32ds.ErrInvalidArg) || !strings.Contains(err.Error(), "2048 bits") {
+		t.Errorf("both lengths: %v", err)
+	}
 }
 
 // TestCheckNoticesAnyBit flips bits all over the parameters.

@@ -220,6 +220,31 @@ func TestFaults(t *testing.T) {
 	must(t, rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, digest[:], signature))
 }
 
+// TestSecondForm: a signature plus the modulus is the same number to RSA, and
+// may be as long as one. It is none (RFC 8017 section 5.2.2).
+func TestSecondForm(t *testing.T) {
+	key := loadKey(t, "rsa2048-dsk")
+	chip := dstest.New(esp32ds.ESP32C3)
+	signer := hold(t, esp32ds.ESP32C3, chip, key)
+	fits := false
+	for i := 0; !fits; i++ {
+		chip.Inject(dstest.Fault{Corrupt: func(result []byte) []byte {
+			z := bigEndian(result)
+			z.Add(z, key.N)
+			if fits = z.BitLen() <= 2048; !fits {
+				return nil
+			}
+			z.FillBytes(result)
+			slices.Reverse(result)
+			return result
+		}})
+		digest := sha256.Sum256(fmt.Append(nil, i))
+		if _, err := signer.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, esp32ds.ErrWrongSignature) {
+			t.Errorf("fits %v: %v", fits, err)
+		}
+	}
+}
+
 // faulty corrupts every result. It remembers the right ones, to be quick.
 type faulty struct {
 	*dstest.Chip
