@@ -334,7 +334,7 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 		t.Fatal("the scenario does nothing")
 	}
 
-	r := rand.New(rand.NewPCG(1, 2))
+	r := newRand()
 	seen := map[string]bool{}
 	budget := 300 // checks after which fewer of the recoveries are cut
 	if raceEnabled {
@@ -401,3 +401,5 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 	t.Logf("%d operations, %d cuts, with those in recovery %d", len(j.ops), cuts, checks)
 	return checks
 }
+
+func newRand() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }

@@ -41,7 +41,8 @@
 // fs.ErrNotExist, and nothing is created, because the key may be in what
 // cannot be read: a device must not make itself a new identity for a flipped
 // bit. Everything else still reads and can be set. [Partition.Check] lists the
-// damage, [Partition.DiscardDamage] gives it up.
+// damage, [Partition.DiscardDamage] gives it up. A single wrong bit in the
+// header of a page is no damage: it is corrected.
 //
 // Keys that are wrong are told apart from damage ([ErrKeys]), and nothing is
 // written.

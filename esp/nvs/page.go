@@ -47,7 +47,9 @@ type page struct {
 	order int  // position by seq, while items are resolved
 	blank bool // erased throughout
 	bad   bool // header fails its checksum
-	odd   bool // header is sound but for the state; listed as full
+	odd   bool // header is sound but for a bit or the state; of no use without items
+
+	flipped bool // a bit of the header was corrected, here, not in the flash
 
 	items   []item // ascending by entry
 	garbage []run  // entries that belong to no item: to be erased

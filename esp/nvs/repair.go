@@ -23,9 +23,13 @@ func (p *Partition) repair() (bool, error) {
 		return true, nil
 	}
 	for _, pg := range p.list {
-		if pg.state == stateFreeing && len(p.free) > 0 {
-			return true, p.evacuate(pg)
+		if len(p.free) == 0 || pg.state != stateFreeing && !pg.flipped {
+			continue
 		}
+		if err := p.setState(pg, stateFreeing); err != nil {
+			return false, err
+		}
+		return true, p.evacuate(pg)
 	}
 	if p.leave {
 		return false, nil

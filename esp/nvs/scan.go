@@ -70,9 +70,11 @@ func (p *Partition) scanHeader(pg *page, found *tally) error {
 	}
 	copy(pg.table[:], b[tableOff:])
 	pg.state = pageState(binary.LittleEndian.Uint32(b))
+	flipped := !headerSealed(b) && correctBit(b[:headerSize])
 	pg.seq = binary.LittleEndian.Uint32(b[seqOff:])
-	version := b[versionOff]
-	if binary.LittleEndian.Uint32(b[headerCRC:]) == crc(b[seqOff:headerCRC]) {
+	if headerSealed(b) {
+		pg.flipped, pg.odd = flipped, flipped
+		version := b[versionOff]
 		if version < version2 {
 			return fmt.Errorf("page %d: version %d, known are 1 and 2: %w", pg.no, version1-int(version)+1, ErrNewerVersion)
 		}
@@ -97,6 +99,22 @@ func (p *Partition) scanHeader(pg *page, found *tally) error {
 		pg.state = stateBlank
 	}
 	return nil
+}
+
+func headerSealed(b []byte) bool {
+	return binary.LittleEndian.Uint32(b[headerCRC:]) == crc(b[seqOff:headerCRC])
+}
+
+// correctBit corrects a header of which one bit is wrong; it leaves others.
+func correctBit(h []byte) bool {
+	for bit := 8 * seqOff; bit < 8*headerSize; bit++ {
+		h[bit/8] ^= 1 << (bit % 8)
+		if headerSealed(h) && h[versionOff] >= version2 && all(h[versionOff+1:headerCRC], 0xFF) {
+			return true
+		}
+		h[bit/8] ^= 1 << (bit % 8)
+	}
+	return false
 }
 
 // blank reports whether size bytes at off are all erased.
