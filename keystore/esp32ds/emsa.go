@@ -25,7 +25,8 @@ var digestInfos = []struct {
 // PSS if opts are *rsa.PSSOptions, PKCS #1 v1.5 otherwise. The result is as long
 // as the modulus and, read as a big-endian number, smaller.
 func encode(bits int, random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if opts == nil {
+	pss, isPSS := opts.(*rsa.PSSOptions)
+	if opts == nil || isPSS && pss == nil {
 		return nil, errors.New("no options, so the digest's hash is unknown")
 	}
 	hash := opts.HashFunc()
@@ -41,7 +42,7 @@ func encode(bits int, random io.Reader, digest []byte, opts crypto.SignerOpts) (
 	if len(digest) != hash.Size() {
 		return nil, fmt.Errorf("digest of %d bytes, %v has %d", len(digest), hash, hash.Size())
 	}
-	if pss, ok := opts.(*rsa.PSSOptions); ok {
+	if isPSS {
 		return encodePSS(bits, random, digest, hash, pss.SaltLength)
 	}
 	return encodePKCS1v15(bits, prefix, digest), nil

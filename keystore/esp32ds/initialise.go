@@ -29,8 +29,9 @@ type InitialiseOptions struct {
 	// Reserve is the number of free key blocks to leave for Secure Boot
 	// digests and flash encryption. 0: none.
 	Reserve int
-	// GenerateKey makes one RSA key of that many bits, and need not keep it
-	// secret from the Store. Nil: rsa.GenerateKey with Config.Random.
+	// GenerateKey makes one RSA key of that many bits, with a hardware
+	// accelerator for instance, and keeps no copy. Nil: rsa.GenerateKey with
+	// Config.Random.
 	GenerateKey func(ctx context.Context, bits int) (*rsa.PrivateKey, error)
 }
 
@@ -153,7 +154,7 @@ func (s *Store) resume(ctx context.Context, fuses EFuseState, mayLose bool) (com
 	b := fuses.Blocks[block]
 	if b.holdsKey() {
 		if err := s.try(ctx, keys); useless(err) {
-			return false, nil // somebody else's: the parameters are another chip's
+			return false, nil // the parameters are another chip's
 		} else if err != nil {
 			return false, err
 		}

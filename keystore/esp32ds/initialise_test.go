@@ -45,6 +45,19 @@ func (d device) state(tb testing.TB) string {
 	return b.String()
 }
 
+// withFuses returns a device with the same flash and other eFuses.
+func (d device) withFuses(tb testing.TB, r dstest.Registers) device {
+	tb.Helper()
+	other := newDevice()
+	other.chip.SetRegisters(r)
+	for _, name := range []string{"ds-esk", "ds-dsk"} {
+		record, err := d.records.Get(tb.Context(), name)
+		must(tb, err)
+		must(tb, other.records.Put(tb.Context(), name, record))
+	}
+	return other
+}
+
 func (d device) used() (blocks int) {
 	for _, key := range d.chip.Registers().Keys {
 		if key != [32]byte{} {
@@ -576,13 +589,7 @@ func TestEveryState(t *testing.T) {
 				name := fmt.Sprintf("key whole %v, purpose %d, read-protected %d, write-protected %d, purpose locked %d", key == whole, purpose, read, write, lock)
 				r := dstest.Registers{BLOCK0: [6]uint32{0: write<<(23+5) | lock<<(8+5), 1: read << 5, 3: purpose << 12}}
 				r.Keys[5] = key
-				cut := device{dstest.New(esp32ds.ESP32C3), new(store.Mem)}
-				cut.chip.SetRegisters(r)
-				for _, record := range []string{"ds-esk", "ds-dsk"} {
-					data, err := d.records.Get(ctx, record)
-					must(t, err)
-					must(t, cut.records.Put(ctx, record, data))
-				}
+				cut := d.withFuses(t, r)
 				var want error
 				wantUsed := 1
 				switch {
@@ -622,10 +629,9 @@ func TestCannotBeSealed(t *testing.T) {
 		"read protection locked": {[6]uint32{0: 1}, esp32ds.ErrReadProtection, 1},
 		"another purpose":        {[6]uint32{3: 8 << 12}, nil, 2},
 	} {
-		cut := device{dstest.New(esp32ds.ESP32C3), d.records}
 		r := dstest.Registers{BLOCK0: c.block0}
 		r.Keys[5] = key
-		cut.chip.SetRegisters(r)
+		cut := d.withFuses(t, r)
 		if err := cut.boot(t).Initialise(ctx, small(t)); !errors.Is(err, c.want) || cut.used() != c.used {
 			t.Errorf("%s: %v, %d key blocks used", name, err, cut.used())
 		}
