@@ -51,12 +51,26 @@ func newRig(t testing.TB, model atecctest.Options, opts atecc608.Options) *rig {
 // provisioned returns the configuration of a chip with both zones locked and
 // slots 0 and 1 for signing keys.
 func provisioned(change ...func(*[128]byte)) *[128]byte {
-	config := [128]byte(atecc608.Config(atecctest.BlankConfig()).WithSigningKeys(0, 1))
+	signing, err := atecc608.Config(atecctest.BlankConfig()).WithSigningKeys(0, 1)
+	if err != nil {
+		panic(err)
+	}
+	config := [128]byte(signing)
 	config[86], config[87] = 0, 0
 	for _, f := range change {
 		f(&config)
 	}
 	return &config
+}
+
+// withKeys returns the chip's configuration with slots for signing keys.
+func withKeys(t testing.TB, chip *atecc608.Chip, slots ...int) atecc608.Config {
+	t.Helper()
+	config, err := chip.Config().WithSigningKeys(slots...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
 }
 
 func generate(t testing.TB, k *atecc608.KeyStore, role keystore.Role) crypto.Signer {
@@ -83,7 +97,7 @@ func TestLife(t *testing.T) {
 		t.Fatalf("random of a blank chip: %v", err)
 	}
 
-	plan, err := r.chip.Plan(ctx, r.chip.Config().WithSigningKeys(0))
+	plan, err := r.chip.Plan(ctx, withKeys(t, r.chip, 0))
 	if err != nil {
 		t.Fatal(err)
 	}

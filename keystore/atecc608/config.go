@@ -1,6 +1,9 @@
 package atecc608
 
-import "fmt"
+import (
+	"fmt"
+	"io/fs"
+)
 
 // Config is the content of the configuration zone (data sheet section 2.2;
 // cryptoauthlib, struct atecc608_config). Multi-byte values in it are
@@ -12,6 +15,8 @@ const (
 	cfgCountMatch   = 18
 	cfgChipMode     = 19
 	cfgSlotConfig   = 20
+	cfgCounters     = 52
+	cfgUseLock      = 68
 	cfgUserExtra    = 84
 	cfgUserExtraAdd = 85
 	cfgLockData     = 86
@@ -124,19 +129,19 @@ func (k KeyConfig) Lockable() bool { return k&0x20 != 0 }
 // ReqAuth reports whether a use needs a prior authorisation with another key.
 func (k KeyConfig) ReqAuth() bool { return k&0x80 != 0 }
 
-// WithSigningKeys returns the configuration with these slots (0 to 7) set up
-// for keys as this package makes and uses them: P-256, made in the chip, also
-// when the data zone is locked; for signing and for ECDH; the slot lockable.
-// SlotConfig is 0x2087, KeyConfig 0x0033. Other slots are ignored.
-func (c Config) WithSigningKeys(slots ...int) Config {
+// WithSigningKeys returns the configuration with these slots, 0 to 7, set up for
+// keys as this package makes and uses them: P-256, made in the chip, also when
+// the data zone is locked; for signing and for ECDH; the slot lockable.
+// SlotConfig is 0x2087, KeyConfig 0x0033. Another slot is fs.ErrInvalid.
+func (c Config) WithSigningKeys(slots ...int) (Config, error) {
 	for _, slot := range slots {
 		if slot < 0 || slot > 7 {
-			continue
+			return Config{}, fmt.Errorf("atecc608: slot %d for a signing key, need 0 to 7: %w", slot, fs.ErrInvalid)
 		}
 		copy(c[cfgSlotConfig+2*slot:], []byte{0x87, 0x20})
 		copy(c[cfgKeyConfig+2*slot:], []byte{0x33, 0x00})
 	}
-	return c
+	return c, nil
 }
 
 // signingSlot says why the slot cannot hold a signing key, if it cannot.

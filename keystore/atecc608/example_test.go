@@ -51,7 +51,11 @@ func ExampleChip_Provision() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	plan, err := chip.Plan(ctx, chip.Config().WithSigningKeys(0, 1))
+	want, err := chip.Config().WithSigningKeys(0, 1)
+	if err != nil {
+		log.Fatal(err)
+	}
+	plan, err := chip.Plan(ctx, want)
 	if err != nil {
 		log.Fatal(err)
 	}

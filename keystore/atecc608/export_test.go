@@ -42,3 +42,6 @@ var ParseReply = parseReply
 func Frame(opcode, p1 byte, p2 uint16, data []byte) []byte {
 	return command{opcode: opcode, p1: p1, p2: p2, data: data}.frame(nil)
 }
+
+// CRC16 is the checksum of the wire.
+var CRC16 = crc16

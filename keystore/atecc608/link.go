@@ -163,59 +163,76 @@ func (l *call) receive(r []byte) error {
 }
 
 // wake brings the chip from any state into a known one: awake, with nothing
-// read yet. A chip that is awake ignores the pulse and shows an old reply: it
-// is put to sleep first. One that is still busy answers nothing: it is waited
-// for.
+// read yet. A chip that is awake ignores the pulse and shows an old reply, or
+// waits for the rest of a command: it is put to sleep first. One that is still
+// busy answers nothing: it is waited for.
 func (l *call) wake() error {
-	var lastErr error
-	asked := false // it was there and was told to sleep
-	fast := false  // the pulse was too short
-	for give := l.clock.Now().Add(longest); ; {
-		start := l.clock.Now()
-		if err := l.sendPulse(); err != nil {
+	var signs wakeSigns
+	for give := l.clock.Now().Add(longest); l.clock.Now().Before(give); {
+		woke, err := l.tryWake(&signs)
+		if woke || err != nil {
 			return err
 		}
-		if l.Chip.pulse == nil {
-			took := l.clock.Now().Sub(start)
-			fast = fast || took >= fastestBus && took < shortestPulse
-		}
-		if err := l.pause(wakeDelay); err != nil {
-			return err
-		}
-		var answer [4]byte
-		err := l.receive(answer[:])
-		if err == nil {
-			status, ok := wakeStatus(answer)
-			if ok && status == StatusWoken {
-				l.awake, l.used, l.answered, l.woken = true, false, true, start
-				return nil
-			}
-			if ok && (status == StatusSelfTest || status == StatusRandomness) {
-				lastErr = status
-			}
-		} else if err := l.checked(err); err != nil {
-			return err
-		}
-		// It may be awake with an old reply, or in the middle of a command that
-		// it waits for the rest of.
 		delay := selfTestDelay
 		if l.bus.Tx(l.address, []byte{wordSleep}, nil) == nil {
-			asked, delay = true, wakeDelay
+			signs.asleep, delay = true, wakeDelay
 		}
 		if err := l.pause(delay); err != nil {
 			return err
 		}
-		if !l.clock.Now().Before(give) {
-			break
-		}
 	}
+	return fmt.Errorf("wake at address 0x%02x: %w", l.address, signs.explain(l.answered))
+}
+
+// wakeSigns is what can be learnt from a chip that does not wake.
+type wakeSigns struct {
+	failed Status // its self test has failed
+	asleep bool   // it was there, and was told to sleep
+	short  bool   // the pulse was too short
+	bus    error  // what the bus says
+}
+
+func (s *wakeSigns) explain(answered bool) error {
 	switch {
-	case lastErr != nil:
-		return fmt.Errorf("wake: %w", lastErr)
-	case fast || asked && !l.answered:
-		return fmt.Errorf("wake: %w", ErrBusSpeed)
+	case s.failed != 0:
+		return s.failed
+	case s.short || s.asleep && !answered:
+		return ErrBusSpeed
+	case s.bus != nil:
+		return fmt.Errorf("%w; the bus says: %w", ErrNoChip, s.bus)
 	}
-	return fmt.Errorf("wake at address 0x%02x: %w", l.address, ErrNoChip)
+	return ErrNoChip
+}
+
+// tryWake makes one wake pulse and reports whether the chip has woken by it.
+func (l *call) tryWake(signs *wakeSigns) (woke bool, err error) {
+	start := l.clock.Now()
+	if err := l.sendPulse(); err != nil {
+		return false, err
+	}
+	if took := l.clock.Now().Sub(start); l.Chip.pulse == nil && took >= fastestBus && took < shortestPulse {
+		signs.short = true
+	}
+	if err := l.pause(wakeDelay); err != nil {
+		return false, err
+	}
+	var answer [4]byte
+	if err := l.receive(answer[:]); err != nil {
+		var trouble *failure
+		if !errors.As(err, &trouble) {
+			return false, err
+		}
+		signs.bus = trouble.err // not worth more tries than these
+		return false, nil
+	}
+	switch status, ok := wakeStatus(answer); {
+	case ok && status == StatusWoken:
+		l.awake, l.used, l.answered, l.woken = true, false, true, start
+		return true, nil
+	case ok && (status == StatusSelfTest || status == StatusRandomness):
+		signs.failed = status
+	}
+	return false, nil
 }
 
 // checked passes on an error that ends the call, and drops trouble.

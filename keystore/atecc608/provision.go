@@ -26,8 +26,10 @@ const firstWritable = 16
 
 // Plan compares the chip with the configuration that it is to have and says
 // what would be done: words written, then both zones locked. It writes nothing.
-// Of want, bytes 0 to 15 and the two lock bytes do not count. A good want is
-// [Config.WithSigningKeys] of the chip's own [Chip.Config].
+// Of want, bytes 0 to 15 and the two lock bytes do not count, nor, on a chip
+// whose configuration is locked, the counters, bytes 84 and 85 and the locks of
+// slots. A good want is [Config.WithSigningKeys] of the chip's own
+// [Chip.Config].
 //
 // What would lose or harm the chip is refused, with fs.ErrInvalid: an I2C
 // address (byte 16) other than the present one, a change of UserExtra or
@@ -42,7 +44,11 @@ func (c *Chip) Plan(ctx context.Context, want Config) (*Plan, error) {
 		}
 		l.config = have
 		copy(want[:firstWritable], have[:])
-		copy(want[cfgLockData:], have[cfgLockData:cfgLockConfig+1])
+		copy(want[cfgLockData:], have[cfgLockData:cfgSlotLocked])
+		if have.Locked() { // what changes all the same
+			copy(want[cfgCounters:], have[cfgCounters:cfgUseLock])
+			copy(want[cfgUserExtra:], have[cfgUserExtra:cfgSlotLocked+2])
+		}
 		plan = &Plan{Have: have, Want: want, Address: c.address, chip: c}
 		return plan.check()
 	})

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"io"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/quarklink-go/quarklink/keystore/atecc608"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
+)
+
+// on runs the program with a chip on the bus, and returns what it prints.
+func on(t *testing.T, chip *atecctest.Chip, answer string, args ...string) (string, error) {
+	t.Helper()
+	clock := new(atecctest.Clock)
+	if chip != nil {
+		chip.SetClock(clock.Now)
+	}
+	var out strings.Builder
+	p := program{
+		in:    strings.NewReader(answer),
+		out:   &out,
+		open:  func(string) (atecc608.Bus, io.Closer, error) { return chip, io.NopCloser(nil), nil },
+		clock: clock,
+	}
+	err := p.run(t.Context(), args)
+	return out.String(), err
+}
+
+func deviceID(t *testing.T, out string) string {
+	t.Helper()
+	found := regexp.MustCompile(`DeviceID: +([0-9a-f]{64})\n`).FindStringSubmatch(out)
+	if found == nil {
+		t.Fatalf("no DeviceID in:\n%s", out)
+	}
+	return found[1]
+}
+
+func TestChip(t *testing.T) {
+	chip := atecctest.New(atecctest.Options{})
+	locked := func() bool {
+		out, _ := on(t, chip, "", "-i2c", "bus")
+		return strings.Contains(out, "configuration:  locked")
+	}
+	if out, err := on(t, chip, "", "-i2c", "bus", "-generate"); err == nil || locked() {
+		t.Fatalf("a blank chip: %v\n%s", err, out)
+	}
+	for _, answer := range []string{"", "yes\n", "0123\n"} {
+		out, err := on(t, chip, answer, "-i2c", "bus", "-provision")
+		if err == nil || !strings.Contains(out, "cannot be undone") || locked() {
+			t.Fatalf("answer %q: %v\n%s", answer, err, out)
+		}
+	}
+	out, err := on(t, chip, "0123514c6b2e9017ee\n", "-i2c", "bus", "-provision")
+	if err == nil || !strings.Contains(err.Error(), "-generate") || !locked() {
+		t.Fatalf("provisioned, without a key: %v\n%s", err, out)
+	}
+	out, err = on(t, chip, "", "-i2c", "bus", "-generate")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, part := range []string{"0123514c6b2e9017ee", "data zone:      locked", "uses are not limited", "PUBLIC KEY", "device key:     the same", "conformance:    passed"} {
+		if !strings.Contains(out, part) {
+			t.Errorf("no %q in:\n%s", part, out)
+		}
+	}
+	again, err := on(t, chip, "", "-i2c", "bus")
+	if err != nil || deviceID(t, again) != deviceID(t, out) {
+		t.Errorf("%v\n%s", err, again)
+	}
+	if out, err := on(t, chip, "", "-i2c", "bus", "-address", "0x35"); err == nil || !strings.Contains(err.Error(), "0x60") {
+		t.Errorf("another address: %v\n%s", err, out)
+	}
+}
+
+func TestSoftware(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "keys")
+	first, err := on(t, nil, "", "-software", folder)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, first)
+	}
+	second, err := on(t, nil, "", "-software", folder)
+	if err != nil || deviceID(t, first) != deviceID(t, second) || !strings.Contains(second, "conformance:    passed") {
+		t.Errorf("%v\n%s", err, second)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{{}, {"-i2c", "a", "-software", "b"}, {"-i2c", "a", "more"}, {"-i2c", "a", "-address", "x"}} {
+		if out, err := on(t, nil, "", args...); err == nil {
+			t.Errorf("%q: no error\n%s", args, out)
+		}
+	}
+}
