@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -181,14 +182,22 @@ var certificateAlgorithms = map[tls.SignatureScheme]x509.SignatureAlgorithm{
 	tls.Ed25519:                x509.PureEd25519,
 }
 
-// signatureAlgorithm returns how the signer signs certificates and CSRs: its
-// own first choice if it is Restricted, crypto/x509's for its key otherwise.
+// signatureAlgorithm returns how the signer signs certificates and CSRs:
+// crypto/x509's way for its key, unless it is Restricted. Then it is PKCS #1
+// v1.5 if it makes that, which every authority can verify, and else its own
+// first choice.
 func signatureAlgorithm(signer crypto.Signer) x509.SignatureAlgorithm {
-	if r, ok := signer.(keystore.Restricted); ok {
-		for _, s := range r.SignatureSchemes() {
-			if a, ok := certificateAlgorithms[tls.SignatureScheme(s)]; ok {
-				return a
-			}
+	r, ok := signer.(keystore.Restricted)
+	if !ok {
+		return x509.UnknownSignatureAlgorithm
+	}
+	schemes := r.SignatureSchemes()
+	if slices.Contains(schemes, uint16(tls.PKCS1WithSHA256)) {
+		return x509.SHA256WithRSA
+	}
+	for _, s := range schemes {
+		if a, ok := certificateAlgorithms[tls.SignatureScheme(s)]; ok {
+			return a
 		}
 	}
 	return x509.UnknownSignatureAlgorithm

@@ -10,6 +10,7 @@
 // With -image it installs an image signed for Secure Boot V2 by Espressif's
 // tools; -trust is the SHA-256 digest of the signing key as it stands in eFuse.
 // With -state DIR the device keeps its state, and a second run finds it enrolled.
+// With -keystore atecc608 or esp32ds its keys are in a model of that chip.
 // With -tamper the image is changed after it was signed: the device refuses it,
 // and the command fails.
 package main
@@ -27,7 +28,6 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
-	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
@@ -47,6 +47,7 @@ func main() {
 // options are what the command line says.
 type options struct {
 	image, state string
+	keyStore     string
 	trust        secureboot.Digest
 	chip         image.Chip
 	tamper       bool
@@ -60,6 +61,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	trust := flags.String("trust", "", "`digest` of the signing key that the device trusts, 64 hexadecimal digits")
 	chip := flags.String("chip", "", "the device's `chip`, such as esp32c3; never taken from the image")
 	flags.StringVar(&o.state, "state", "", "keep the state of the device and of its instance in this `folder`")
+	flags.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, or a model of atecc608 or esp32ds")
 	flags.BoolVar(&o.tamper, "tamper", false, "change one bit of the image after it was signed")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
@@ -95,7 +97,7 @@ type play struct {
 	options
 	out      io.Writer
 	files    files
-	keys     *software.Store
+	openKeys opener
 	instance *quarklinktest.Server
 	device   *quarklink.Client
 }
@@ -110,6 +112,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer p.files.close()
+	if p.openKeys, err = p.newOpener(o.keyStore); err != nil {
+		return err
+	}
 	if err := p.startInstance(); err != nil {
 		return err
 	}
@@ -160,11 +165,12 @@ func (p *play) powerUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.keys, err = software.New(p.files.records, software.Options{Secret: p.files.secret, Iterations: 1}); err != nil {
+	keys, err := p.openKeys(ctx)
+	if err != nil {
 		return err
 	}
 	p.device, err = quarklink.New(ctx, quarklink.Config{
-		KeyStore:  p.keys,
+		KeyStore:  keys,
 		Store:     p.files.records,
 		Transport: p.instance.Carrier(),
 		Firmware:  quarklink.FirmwareInfo{Chip: p.chip.String(), SHA256: running},

@@ -57,6 +57,8 @@ func TestQuickstart(t *testing.T) {
 			[]string{"the one of the last run", "nothing to ask", "code 10", "already enrolled", "none due", "summary"}, nil},
 		{"an image of Espressif's", []string{"-state", state, "-image", img, "-trust", rsa1, "-chip", "esp32c3"},
 			[]string{"already enrolled", "code 11", "100 %", "cd83cc02", "code 10", "firmware fc80686f"}, nil},
+		{"keys in an ATECC608", []string{"-keystore", "atecc608"}, []string{"locked for good", "certificate of", "code 10", "summary"}, nil},
+		{"keys in the Digital Signature peripheral", []string{"-keystore", "esp32ds"}, []string{"5 eFuse key blocks left", "certificate of", "code 10", "summary"}, nil},
 		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{"code 11", "refused"}, quarklink.ErrWrongSignature},
 		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{"refused"}, quarklink.ErrUpdate},
 		{"tampered", []string{"-image", img, "-trust", rsa1, "-chip", "esp32c3", "-tamper"}, []string{"tamper", "refused"}, image.ErrChecksum},
@@ -81,7 +83,8 @@ func TestQuickstart(t *testing.T) {
 func TestCommandLine(t *testing.T) {
 	for _, args := range [][]string{
 		{"-image", "x"}, {"-trust", rsa1}, {"-image", "x", "-trust", rsa1}, {"-image", "x", "-trust", "12", "-chip", "esp32c3"},
-		{"-image", "x", "-trust", rsa1, "-chip", "z80"}, {"-chip", "ESP32-C3"}, {"extra"}, {"-unknown"},
+		{"-image", "x", "-trust", rsa1, "-chip", "z80"}, {"-chip", "ESP32-C3"}, {"extra"}, {"-unknown"}, {"-keystore", "tpm"},
+		{"-keystore", "atecc608", "-state", t.TempDir()}, {"-keystore", "esp32ds", "-chip", "esp32"},
 		{"-image", filepath.Join(t.TempDir(), "absent"), "-trust", rsa1, "-chip", "esp32c3"},
 	} {
 		if err := run(t.Context(), args, io.Discard); err == nil {
