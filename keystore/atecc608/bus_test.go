@@ -309,9 +309,12 @@ func TestBounds(t *testing.T) {
 
 // A call waits for its turn no longer than its context or its time.
 func TestTurn(t *testing.T) {
+	const timeout = 100 * time.Millisecond
+	clock := new(atecctest.Clock)
 	model := atecctest.New(atecctest.Options{Config: provisioned()})
+	model.SetClock(clock.Now)
 	bus := &blockingBus{Chip: model, block: make(chan struct{}), entered: make(chan struct{}, 1)}
-	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Timeout: 50 * time.Millisecond})
+	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Timeout: timeout, Clock: clock})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,6 +330,7 @@ func TestTurn(t *testing.T) {
 	if _, err := chip.Counter(ctx, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("waiting with a context that has ended: %v", err)
 	}
+	clock.Advance(timeout)
 	bus.on.Store(false)
 	close(bus.block)
 	if err := <-first; !errors.Is(err, atecc608.ErrTimeout) {

@@ -42,7 +42,7 @@
 // before it is returned. Every call ends when its context ends, and after
 // [Options.Timeout] at the latest; signing has no context and obeys the latter.
 //
-// Sources: Microchip's public data sheets (ATECC608B summary DS40002239,
-// ATECC608A-TNGTLS DS40002112, ATECC608B-TNGTLS, ATECC608A-TFLXTLS) and, where
-// they are silent, what cryptoauthlib 3.7.8 does.
+// Sources: Microchip's public data sheets (ATECC608B summary, ATECC608A-TNGTLS,
+// ATECC608B-TNGTLS, ATECC608A-TFLXTLS) and, where they are silent, what
+// cryptoauthlib 3.7.8 does.
 package atecc608

@@ -67,8 +67,7 @@ func ExampleChip_Provision() {
 	fmt.Println("locked:", config.Locked(), config.DataLocked())
 	// Output:
 	// ATECC608 with serial number 0123514c6b2e9017ee at address 0x60:
-	// write configuration bytes  20 to  23: 87 20 87 20, was 8f 20 c4 44
-	// write configuration bytes  96 to  99: 33 00 33 00, was 33 00 1c 00
+	// write configuration bytes  20 to  23: 87 20 87 20, was 83 20 87 20
 	// lock the configuration zone FOR EVER
 	// lock the data and OTP zones FOR EVER
 	// This cannot be undone.

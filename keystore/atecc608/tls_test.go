@@ -8,10 +8,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -250,6 +252,14 @@ func TestSignatureWithOpenSSL(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), openssl, "dgst", "-sha256", "-verify", file("public"), "-signature", file("signature"), file("message")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	spki, err := exec.CommandContext(t.Context(), openssl, "pkey", "-pubin", "-in", file("public"), "-outform", "DER").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := quarklink.DeviceIDOf(signer.Public())
+	if want := fmt.Sprintf("%x", sha256.Sum256(spki)); err != nil || string(id) != want {
+		t.Errorf("DeviceID %s, %v; openssl says %s", id, err, want)
 	}
 }
 

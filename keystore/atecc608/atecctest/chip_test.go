@@ -774,10 +774,11 @@ func TestCounterMatch(t *testing.T) {
 // An address that is moved takes effect when the chip sleeps.
 func TestMovedAddress(t *testing.T) {
 	config := atecctest.BlankConfig()
+	config[19] = 1 // ChipMode: UserExtraAdd is the address, once it is set
 	chip := atecctest.New(atecctest.Options{Config: &config})
 	l := &library{t: t, chip: chip, clock: new(atecctest.Clock)}
 	chip.SetClock(l.clock.Now)
-	l.want(ok, 0x20, 1, 0x6a) // ChipMode bit 0 is set in this configuration
+	l.want(ok, 0x20, 1, 0x6a)
 	l.want(exec, 0x20, 1, 0x6c)
 	l.wake()
 	chip.Tx(0x60, []byte{1}, nil)
