@@ -294,7 +294,7 @@ func TestEveryCut(t *testing.T) {
 		name string
 		opt  Options
 	}{{"plain", Options{}}, {"xts", Options{Keys: keys}}, {"plain, not wiped", Options{LeaveErased: true}}}
-	if raceEnabled {
+	if RaceEnabled {
 		modes = modes[:2]
 	}
 	for _, mode := range modes {
@@ -337,7 +337,7 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 	r := newRand()
 	seen := map[string]bool{}
 	budget := 300 // checks after which fewer of the recoveries are cut
-	if raceEnabled {
+	if RaceEnabled {
 		budget = 20
 	}
 	// check reads an image, for reading and after recovery, and returns what

@@ -83,7 +83,7 @@ func TestBitFlips(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			owner := owners(t, c.m, c.keys)
 			step := 7 // bits, coprime to all there is
-			if raceEnabled {
+			if RaceEnabled {
 				step = 61
 			}
 			flips, noticed := 0, 0

@@ -2,4 +2,5 @@
 
 package nvs
 
-const raceEnabled = false
+// RaceEnabled makes the tests that cut the power smaller.
+const RaceEnabled = false

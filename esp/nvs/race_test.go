@@ -2,4 +2,5 @@
 
 package nvs
 
-const raceEnabled = true
+// RaceEnabled makes the tests that cut the power smaller.
+const RaceEnabled = true

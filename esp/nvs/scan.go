@@ -39,7 +39,7 @@ func (p *Partition) scan() error {
 	if found.sealed == 0 && found.unsealed > 0 {
 		how := "with these keys"
 		if p.cipher == nil {
-			how = "in clear: is the partition encrypted"
+			how = "without keys (is the partition encrypted?)"
 		}
 		return fmt.Errorf("page %d: none of %d entries reads %s: %w", p.list[0].no, found.unsealed, how, ErrKeys)
 	}
