@@ -146,9 +146,9 @@ func (p *Partition) scanItems(pg *page, found *tally) error {
 	}
 	atTail := func(i int) bool { return pg.state == stateActive && i > last }
 
+	var e entry
 	for i := 0; i < pageSlots; {
 		state := pg.slot(i)
-		var e entry
 		off := pg.entryOff(i)
 		if err := p.read(e[:], off); err != nil {
 			return fmt.Errorf("page %d entry %d: %w", pg.no, i, err)
