@@ -10,14 +10,16 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/url"
+	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/store"
 	"github.com/quarklink-go/quarklink/transport"
+	"github.com/quarklink-go/quarklink/transport/uart"
 )
 
 // DefaultPort is the TCP port of an instance that names no other.
@@ -43,14 +45,21 @@ func (i Instance) addr() string {
 func (i Instance) origin() string { return "https://" + i.addr() }
 
 func (i Instance) check(rootNeeded bool) error {
-	u, err := url.Parse(i.origin())
-	if err != nil || i.Endpoint == "" || u.Hostname() != i.Endpoint || u.Path != "" {
-		return fmt.Errorf("instance endpoint %q is no host name or IP address", i.Endpoint)
+	if err := checkHost(i.Endpoint); err != nil {
+		return fmt.Errorf("instance endpoint %q: %w", i.Endpoint, err)
 	}
-	if i.Root == nil && rootNeeded {
+	if rootNeeded && (i.Root == nil || len(i.Root.Raw) == 0) {
 		return errors.New("instance without a root certificate: there would be nothing to trust")
 	}
 	return nil
+}
+
+// checkHost accepts a host name or an IP address.
+func checkHost(host string) error {
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() && addr.Zone() == "" {
+		return nil
+	}
+	return uart.CheckEndpoint(host)
 }
 
 // Config says what a Client works with.
@@ -80,9 +89,15 @@ type Config struct {
 
 // Client is one device's link to its instance.
 //
-// It is safe for concurrent use. Calls that use the network or change state run
-// one at a time, in no particular order; a call that waits for its turn obeys
-// its context.
+// It is safe for concurrent use. Calls that use the network or change state
+// take turns, in no particular order; a call that waits for its turn obeys its
+// context. What a call is given to call back (Progress, a Slot, a Verifier, a
+// Logger, a signer) must not make such a call itself; it may call Close and what
+// needs no turn: DeviceID, Instance, Enrolment, HubTLSConfig.
+//
+// A call ends when its context ends. An instance that stays silent for two
+// minutes in the middle of an exchange counts as lost, so that a call without a
+// deadline ends too.
 type Client struct {
 	keys      keystore.KeyStore
 	store     store.Store
@@ -97,6 +112,8 @@ type Client struct {
 	life context.Context // ends with Close
 	end  context.CancelFunc
 	turn chan struct{} // holds one token while a call runs
+
+	signing atomic.Pointer[error] // how the last signature in a handshake failed; nil if none did
 
 	// What the running call alone uses.
 	identity *tls.Certificate // self-signed, made at first use
@@ -174,6 +191,9 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 // able to.
 func (c *Client) key(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
 	signer, err := c.keys.Signer(ctx, role)
+	if err == nil && signer == nil {
+		err = errors.New("the key store returned neither a key nor an error")
+	}
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return signer, wrapStep("open key "+string(role), err)
 	}
@@ -204,7 +224,7 @@ func (c *Client) DeviceID() DeviceID { return c.id }
 func (c *Client) Instance() (Instance, error) {
 	i, err := c.useInstance()
 	if err != nil {
-		return Instance{}, &Error{Op: "instance", Code: CodeNotInitialised, Err: err}
+		return Instance{}, newError("instance", CodeGeneral, err)
 	}
 	return i, nil
 }
@@ -231,7 +251,7 @@ func (c *Client) SetInstance(ctx context.Context, i Instance) error {
 
 func (c *Client) setInstance(ctx context.Context, i Instance) error {
 	if c.bringsTrust() {
-		return withCode(CodeInvalidParameter, errors.New("the transport brings its own trust: make a new Client with another transport"))
+		return errBringsTrust
 	}
 	i = i.normal()
 	if err := i.check(true); err != nil {
@@ -258,11 +278,11 @@ func (i Instance) normal() Instance {
 // with it, and the CSR. It keeps both keys, the instance and the network.
 func (c *Client) ForgetEnrolment(ctx context.Context) error {
 	return c.run(ctx, "forget enrolment", func(ctx context.Context) error {
-		if err := c.delete(ctx, recordEnrolment, recordCSR); err != nil {
+		if err := c.delete(ctx, recordEnrolment); err != nil {
 			return err
 		}
 		c.setEnrolment(nil)
-		return nil
+		return c.delete(ctx, recordCSR)
 	})
 }
 
@@ -281,16 +301,25 @@ func (c *Client) ForgetInstance(ctx context.Context) error {
 	})
 }
 
-// Close ends the call that is running, if any, and closes the connection. Later
-// calls that need the network or change state return an error that is
-// net.ErrClosed. It does not close the KeyStore, the Store or the Transport.
-// Closing again does nothing.
+// Close ends the call that is running, if any, without waiting for it, and
+// closes the connection. Later calls that need the network or change state
+// return an error that is net.ErrClosed. It does not close the KeyStore, the
+// Store or the Transport. Closing again does nothing.
 func (c *Client) Close() error {
 	c.end()
-	c.turn <- struct{}{}
-	c.closeSession()
-	<-c.turn
+	c.closeAfterEnd()
 	return nil
+}
+
+// closeAfterEnd closes the connection unless a call is running, which does that
+// itself when it has ended.
+func (c *Client) closeAfterEnd() {
+	select {
+	case c.turn <- struct{}{}:
+		c.closeSession()
+		<-c.turn
+	default:
+	}
 }
 
 // run runs one call at a time, ends it with ctx or Close, and makes its error
@@ -298,25 +327,42 @@ func (c *Client) Close() error {
 func (c *Client) run(ctx context.Context, op string, call func(context.Context) error) error {
 	select {
 	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
 	case <-ctx.Done():
 		return fail(ctx, op, CodeGeneral, ctx.Err())
 	case <-c.life.Done():
+		return fail(ctx, op, CodeGeneral, errClosed)
 	}
+	defer func() {
+		<-c.turn
+		if c.life.Err() != nil {
+			c.closeAfterEnd()
+		}
+	}()
 	if c.life.Err() != nil {
-		return fail(ctx, op, CodeGeneral, fmt.Errorf("client: %w", net.ErrClosed))
+		return fail(ctx, op, CodeGeneral, errClosed)
 	}
 	callCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
 	err := call(callCtx)
+	if callCtx.Err() != nil {
+		// net/http lets a dial outlive the request that asked for it, and hold
+		// the one connection there may be.
+		c.closeSession()
+	}
 	if err == nil {
 		return nil
 	}
 	if c.life.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("client: %w", net.ErrClosed)
+		err = errClosed
 	}
 	err = fail(ctx, op, CodeGeneral, err)
 	c.log.LogAttrs(ctx, slog.LevelWarn, op+" failed", slog.Any("error", err))
 	return err
 }
+
+var (
+	errClosed      = fmt.Errorf("client: %w", net.ErrClosed)
+	errBringsTrust = withCode(CodeInvalidParameter,
+		errors.New("the transport brings its own trust, so the instance cannot be changed: make a new Client"))
+)

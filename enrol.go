@@ -31,7 +31,8 @@ type Enrolment struct {
 	Hub         *Hub
 	Database    *Database
 
-	connection *api.Connection // as it came, to be stored
+	issuers    []*x509.Certificate // cacerts for an enrolment under way; they replace CACerts with its certificate
+	connection *api.Connection     // as it came, to be stored
 }
 
 // Hub is an IoT hub that takes the device certificate: connect with
@@ -66,8 +67,14 @@ func (e *Enrolment) complete() bool {
 
 // connect checks connection details and makes them the Enrolment's.
 func (e *Enrolment) connect(conn api.Connection) error {
-	if conn.Endpoint == "" || conn.Port == 0 {
-		return errors.New("connection details without an endpoint and a port")
+	if err := checkHost(conn.Endpoint); err != nil {
+		return fmt.Errorf("connection details: endpoint %.130q: %w", conn.Endpoint, err)
+	}
+	if conn.Port == 0 {
+		return errors.New("connection details without a port")
+	}
+	if conn.URI != "" && conn.URI[0] != '/' {
+		return fmt.Errorf("connection details: URI %.130q does not begin with a slash", conn.URI)
 	}
 	roots, err := parsePEM([]byte(conn.RootCA))
 	if err != nil {
@@ -88,8 +95,11 @@ func (e *Enrolment) connect(conn api.Connection) error {
 	return nil
 }
 
-// parsePEM returns the one or more certificates in text, which holds nothing
-// else.
+// maxRoots is how many root certificates connection details may have.
+const maxRoots = 8
+
+// parsePEM returns the certificates in text, at least one. Text between them is
+// skipped.
 func parsePEM(text []byte) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	for {
@@ -106,8 +116,8 @@ func parsePEM(text []byte) ([]*x509.Certificate, error) {
 		}
 		all, text = append(all, cert), rest
 	}
-	if len(all) == 0 {
-		return nil, errors.New("no PEM certificate")
+	if len(all) == 0 || len(all) > maxRoots {
+		return nil, fmt.Errorf("%d PEM certificates, need 1 to %d", len(all), maxRoots)
 	}
 	return all, nil
 }
@@ -270,7 +280,7 @@ func (c *Client) temporaryCertificate(ctx context.Context) (*tls.Certificate, er
 		return nil, withCode(CodeGeneral, fmt.Errorf("temporary certificate is valid from %s to %s, and now is %s",
 			cert.NotBefore, cert.NotAfter, now))
 	}
-	return tlsCertificate(c.esk, cert.Raw), nil
+	return c.watch(tlsCertificate(c.esk, cert.Raw)), nil
 }
 
 // issuers fetches and stores the issuing certificates beside whatever is
@@ -290,7 +300,7 @@ func (c *Client) issuers(ctx context.Context, s *session) (*Enrolment, error) {
 		*e = *c.state.enrolment
 	}
 	c.mu.Unlock()
-	e.CACerts = cacerts
+	e.issuers = cacerts
 	return e, c.putEnrolment(ctx, e)
 }
 
@@ -305,7 +315,7 @@ func (c *Client) certify(ctx context.Context, s *session, e *Enrolment, csr []by
 	if err != nil {
 		return err
 	}
-	chain, err := est.Chain(cert, e.CACerts, c.now())
+	chain, err := est.Chain(cert, e.issuers, c.now())
 	if err != nil {
 		return fmt.Errorf("device certificate: %w", err)
 	}
@@ -313,7 +323,7 @@ func (c *Client) certify(ctx context.Context, s *session, e *Enrolment, csr []by
 		// Connection details belong to the certificate they came with.
 		e.Hub, e.Database, e.connection = nil, nil, nil
 	}
-	e.Certificate, e.Chain = cert, chain
+	e.Certificate, e.Chain, e.CACerts, e.issuers = cert, chain, e.issuers, nil
 	return c.putEnrolment(ctx, e)
 }
 
@@ -350,28 +360,39 @@ func (c *Client) putEnrolment(ctx context.Context, e *Enrolment) error {
 //
 // Not enrolled is ErrNoEnrolment; an enrolment that leads to a database, not to
 // a hub, is ErrValueNotAvailable. A certificate that is not over the present
-// device key is ErrGeneral: enrol again.
+// device key is ErrGeneral: enrol again. It uses no network and needs no turn,
+// so that a hub can be reconnected to during an update.
 func (c *Client) HubTLSConfig(ctx context.Context) (*tls.Config, error) {
-	var cfg *tls.Config
-	err := c.run(ctx, "hub", func(ctx context.Context) error {
-		e, err := c.enrolled()
-		if err != nil {
-			return err
-		}
-		if e.Hub == nil {
-			return withCode(CodeValueNotAvailable, errors.New("the policy leads to a database, not to an IoT hub"))
-		}
-		dsk, err := c.keys.Signer(ctx, keystore.Device)
-		if err != nil {
-			return fmt.Errorf("open key %s: %w", keystore.Device, err)
-		}
-		if !samePublicKey(e.Certificate.PublicKey, dsk.Public()) {
-			return errors.New("the device certificate is not over the device key: enrol again")
-		}
-		cfg = c.hubConfig(e, dsk)
-		return nil
-	})
-	return cfg, err
+	cfg, err := c.hubTLSConfig(ctx)
+	if err != nil {
+		return nil, fail(ctx, "hub", CodeGeneral, err)
+	}
+	return cfg, nil
+}
+
+func (c *Client) hubTLSConfig(ctx context.Context) (*tls.Config, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	e, err := c.enrolled()
+	if err != nil {
+		return nil, err
+	}
+	if e.Hub == nil {
+		return nil, withCode(CodeValueNotAvailable, errors.New("the policy leads to a database, not to an IoT hub"))
+	}
+	dsk, err := c.keys.Signer(ctx, keystore.Device)
+	if err != nil {
+		return nil, fmt.Errorf("open key %s: %w", keystore.Device, err)
+	}
+	if !e.certifies(dsk) {
+		return nil, errors.New("the device certificate is not over the device key: enrol again")
+	}
+	return c.hubConfig(e, dsk), nil
+}
+
+func (e *Enrolment) certifies(key crypto.Signer) bool {
+	return key != nil && samePublicKey(e.Certificate.PublicKey, key.Public())
 }
 
 func (c *Client) hubConfig(e *Enrolment, dsk crypto.Signer) *tls.Config {

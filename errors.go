@@ -70,7 +70,7 @@ var (
 	ErrConnectionLost     error = CodeConnectionLost     // the download broke off, or was shorter than announced
 	ErrDeviceDoesNotExist error = CodeDeviceDoesNotExist // the DeviceID is in no batch of the instance
 	ErrDeviceRevoked      error = CodeDeviceRevoked      // an operator revoked the device
-	ErrNoCredentials      error = CodeNoCredentials      // the enrolment is stored, the instance is not
+	ErrNoCredentials      error = CodeNoCredentials      // the enrolment is stored, the instance is not: no call of ours, see ErrNotInitialised
 	ErrNoEnrolment        error = CodeNoEnrolment        // the instance is stored, the enrolment is not: normal at first boot
 	ErrNothingStored      error = CodeNothingStored      // neither is stored
 )
@@ -215,7 +215,7 @@ func newError(op string, code Code, cause error) *Error {
 	if errors.As(cause, &answer) {
 		e.HTTPStatus = answer.Status
 	}
-	if c, ok := causeCode(cause, answer); ok {
+	if c, ok := causeCode(cause); ok {
 		e.Code = c
 	}
 	return e
@@ -236,8 +236,11 @@ var problemCodes = map[string]Code{
 
 const problemPrefix = "urn:quarklink:error:"
 
-func causeCode(cause error, answer *problem.Error) (Code, bool) {
-	if answer != nil {
+// causeCode finds the code that a cause carries: what the instance says counts
+// more than what was being asked of it.
+func causeCode(cause error) (Code, bool) {
+	var answer *problem.Error
+	if errors.As(cause, &answer) {
 		if name, ok := strings.CutPrefix(answer.Type, problemPrefix); ok {
 			if code, ok := problemCodes[name]; ok {
 				return code, true

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/internal/problem"
@@ -36,7 +37,8 @@ type Slot interface {
 // content alone. secureboot.Verifier is one.
 //
 // The error may say which of the C library's codes it stands for by a method
-// FirmwareCode() int: 22 for an image that is damaged or none, or not for this
+// FirmwareCode() int, or by wrapping ErrUpdate, ErrMissingSignature or
+// ErrWrongSignature: 22 for an image that is damaged or none, or not for this
 // device, 21 for one without a signature, 20 for one whose signature is not
 // trusted. Other errors count as 22.
 type Verifier interface {
@@ -75,8 +77,9 @@ const downloadChunk = 16 << 10
 // than announced or breaks off is ErrConnectionLost; one that is damaged is
 // ErrUpdate; and then the Verifier's verdict: ErrUpdate, ErrMissingSignature or
 // ErrWrongSignature. After an error the slot may hold anything, but it has not
-// been activated unless Firmware.Installed says so. That the outcome cannot be
-// told is logged and is no error.
+// been activated, unless Activate itself failed half-way. The outcome is told
+// once, in at most half a minute; that it cannot be told is logged and is no
+// error.
 func (c *Client) FirmwareUpdate(ctx context.Context, o FirmwareOptions) (Firmware, error) {
 	var done Firmware
 	err := c.run(ctx, "firmware update", func(ctx context.Context) (err error) {
@@ -230,15 +233,22 @@ func fill(slot Slot, body io.Reader, size int64, progress func(done, total int64
 
 // verdict is the code that a Verifier's error stands for.
 func verdict(err error) Code {
+	var code Code
 	var coded interface{ FirmwareCode() int }
 	if errors.As(err, &coded) {
-		switch code := Code(coded.FirmwareCode()); code {
-		case CodeWrongSignature, CodeMissingSignature:
-			return code
-		}
+		code = Code(coded.FirmwareCode())
+	} else {
+		errors.As(err, &code)
+	}
+	if code == CodeWrongSignature || code == CodeMissingSignature {
+		return code
 	}
 	return CodeUpdate
 }
+
+// outcomeTime bounds the telling of an outcome: what has been installed should
+// run, whether or not the instance has heard of it.
+const outcomeTime = 30 * time.Second
 
 // maxDetail bounds what the instance is told of a failure, in bytes.
 const maxDetail = 256
@@ -257,9 +267,12 @@ func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 		outcome.Outcome, outcome.Code = api.Failed, int(code)
 		outcome.Detail = strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "")
 	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "firmware outcome", slog.String("outcome", outcome.Outcome))
+	ctx, cancel := context.WithTimeout(ctx, outcomeTime)
+	defer cancel()
 	s, err := c.identitySession()
 	if err == nil {
-		err = c.ask(ctx, "firmware outcome", func(ctx context.Context) error { return s.api.SendOutcome(ctx, outcome) })
+		err = s.api.SendOutcome(ctx, outcome)
 	}
 	if err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "outcome not told", slog.Any("error", err))

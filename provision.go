@@ -58,8 +58,9 @@ type ProvisionOptions struct {
 // What has been learnt is stored before the next thing is asked, so that a
 // conversation which breaks off is carried on by the next Provision. A tool that
 // does not answer is ErrCommunication; a root certificate or a port that is none
-// is skipped as noise on the line and asked for again. That the tool does not
-// acknowledge the DeviceID is logged and is no error.
+// is skipped as noise on the line and asked for again. A tool that refuses
+// something, the DeviceID included, is ErrCommunication; that it does not react
+// to the DeviceID is logged and is no error.
 //
 // The line settings (115200 baud 8N1 by default) are the port's business.
 func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptions) (Network, error) {
@@ -77,8 +78,8 @@ func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptio
 		}
 		c.log.LogAttrs(ctx, slog.LevelInfo, "send DeviceID", slog.String("deviceID", string(c.id)))
 		if err := tool.SendDeviceID(ctx, string(c.id)); err != nil {
-			if ctx.Err() != nil {
-				return err
+			if !errors.Is(err, uart.ErrNotAcknowledged) {
+				return withCode(CodeCommunication, fmt.Errorf("send the DeviceID: %w", err))
 			}
 			c.log.LogAttrs(ctx, slog.LevelWarn, "DeviceID not acknowledged", slog.Any("error", err))
 		}
@@ -124,6 +125,9 @@ func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again 
 func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device) error {
 	if _, err := c.useInstance(); err == nil {
 		return nil
+	}
+	if c.bringsTrust() {
+		return errBringsTrust
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "ask for the instance")
 	endpoint, err := tool.Endpoint(ctx)

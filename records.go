@@ -40,6 +40,7 @@ type enrolmentRecord struct {
 	Certificate []byte          `json:"certificate,omitempty"` // DER, as are the lists
 	Chain       [][]byte        `json:"chain,omitempty"`
 	CACerts     [][]byte        `json:"cacerts,omitempty"`
+	Issuers     [][]byte        `json:"issuers,omitempty"` // fetched for an enrolment that is under way
 	Connection  *api.Connection `json:"connection,omitempty"`
 }
 
@@ -85,6 +86,9 @@ func readRecord[T any](ctx context.Context, st store.Store, name string, decode 
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, store.ErrDamaged) {
+		return nil, &damagedRecord{name, err}
+	}
 	if err != nil {
 		return nil, withCode(CodeStorage, fmt.Errorf("read record %q: %w", name, err))
 	}
@@ -102,7 +106,14 @@ func readRecord[T any](ctx context.Context, st store.Store, name string, decode 
 	return value, nil
 }
 
+// maxRecord bounds what an instance can make a device keep, in bytes: many times
+// what it needs.
+const maxRecord = 32 << 10
+
 func (c *Client) put(ctx context.Context, name string, payload []byte) error {
+	if len(payload) > maxRecord {
+		return withCode(CodeStorage, fmt.Errorf("record %q of %d bytes, more than %d", name, len(payload), maxRecord))
+	}
 	if err := c.store.Put(ctx, name, store.EncodeRecord(name, recordVersion, payload)); err != nil {
 		return withCode(CodeStorage, fmt.Errorf("write record %q: %w", name, err))
 	}
@@ -158,7 +169,7 @@ func decodeNetwork(data []byte) (*Network, error) {
 }
 
 func encodeEnrolment(e *Enrolment) []byte {
-	r := enrolmentRecord{Chain: ders(e.Chain), CACerts: ders(e.CACerts), Connection: e.connection}
+	r := enrolmentRecord{Chain: ders(e.Chain), CACerts: ders(e.CACerts), Issuers: ders(e.issuers), Connection: e.connection}
 	if e.Certificate != nil {
 		r.Certificate = e.Certificate.Raw
 	}
@@ -182,6 +193,9 @@ func decodeEnrolment(data []byte) (*Enrolment, error) {
 	}
 	if e.CACerts, err = certificates(r.CACerts); err != nil {
 		return nil, fmt.Errorf("cacerts: %w", err)
+	}
+	if e.issuers, err = certificates(r.Issuers); err != nil {
+		return nil, fmt.Errorf("issuers: %w", err)
 	}
 	if r.Connection != nil {
 		if err := e.connect(*r.Connection); err != nil {

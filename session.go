@@ -9,12 +9,15 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -48,7 +51,7 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 	}
 	stream := c.trusted(instance).As(id)
 	t := &http.Transport{
-		DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return stream.Dial(ctx) },
+		DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dialBounded(ctx, stream) },
 		MaxConnsPerHost:        1,
 		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        time.Minute,
@@ -73,6 +76,37 @@ func (c *Client) closeSession() {
 		c.session.transport.CloseIdleConnections()
 		c.session = nil
 	}
+}
+
+// silence is how long the instance may say nothing, or take nothing, in the
+// middle of an exchange: a connection that is longer silent is lost.
+const silence = 2 * time.Minute
+
+func dialBounded(ctx context.Context, stream transport.Transport) (net.Conn, error) {
+	bounded, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	conn, err := stream.Dial(bounded)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("no connection within %v: %w", silence, os.ErrDeadlineExceeded)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return impatient{conn}, nil
+}
+
+// impatient is a connection whose every read and write has a time limit. One
+// that knows no deadlines is bounded by the context of the call alone.
+type impatient struct{ net.Conn }
+
+func (c impatient) Read(p []byte) (int, error) {
+	c.SetReadDeadline(time.Now().Add(silence))
+	return c.Conn.Read(p)
+}
+
+func (c impatient) Write(p []byte) (int, error) {
+	c.SetWriteDeadline(time.Now().Add(silence))
+	return c.Conn.Write(p)
 }
 
 // trusted returns a transport that verifies its peer: the caller's own, or TLS
@@ -102,6 +136,7 @@ func (c *Client) bringsTrust() bool {
 // help.
 func (c *Client) ask(ctx context.Context, step string, request func(context.Context) error) error {
 	try := 0
+	c.signing.Store(nil)
 	err := retry.Do(ctx, func(ctx context.Context) error {
 		try++
 		c.log.LogAttrs(ctx, slog.LevelInfo, step, slog.Int("try", try))
@@ -110,7 +145,14 @@ func (c *Client) ask(ctx context.Context, step string, request func(context.Cont
 	if err == nil {
 		return nil
 	}
+	if failed := c.signing.Load(); failed != nil {
+		// crypto/tls keeps only the text of it.
+		return fmt.Errorf("%s: sign with the device's key: %w", step, *failed)
+	}
 	err = fmt.Errorf("%s: %w", step, err)
+	if _, ok := causeCode(err); ok {
+		return err
+	}
 	// net/http wraps whatever goes wrong below it in a url.Error, up to the
 	// header of an answer; after that it is as the network says it.
 	var unreached *url.Error
@@ -155,7 +197,27 @@ func (c *Client) selfSigned() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tlsCertificate(c.esk, der), nil
+	return c.watch(tlsCertificate(c.esk, der)), nil
+}
+
+// watch notes how signing with the certificate's key fails, of which crypto/tls
+// and net/http leave only the text.
+func (c *Client) watch(cert *tls.Certificate) *tls.Certificate {
+	cert.PrivateKey = watchedSigner{cert.PrivateKey.(crypto.Signer), &c.signing}
+	return cert
+}
+
+type watchedSigner struct {
+	crypto.Signer
+	failed *atomic.Pointer[error]
+}
+
+func (s watchedSigner) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	signature, err := s.Signer.Sign(random, digest, opts)
+	if err != nil {
+		s.failed.Store(&err)
+	}
+	return signature, err
 }
 
 // tlsCertificate pairs a signer with its certificate and those that follow it.

@@ -2,10 +2,14 @@ package quarklink
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
+	"github.com/quarklink-go/quarklink/keystore"
 )
 
 // State is what an instance thinks of a device.
@@ -47,7 +51,7 @@ type Status struct {
 	// the device's own clock does.
 	CertificateExpired bool
 	// HasEnrolment: the device certificate and where to connect with it are
-	// both stored on the device.
+	// both stored on the device, and so is the certificate's key.
 	HasEnrolment bool
 	// Batch is the name of the device's batch, for people.
 	Batch string
@@ -153,10 +157,24 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 		PollAfter:          pollAfter(answer.PollAfter),
 	}
 	if e, err := c.enrolled(); err == nil {
-		status.HasEnrolment = true
+		status.HasEnrolment = c.hasKeyOf(ctx, e)
 		status.CertificateExpired = status.CertificateExpired || c.now().After(e.Certificate.NotAfter)
 	}
 	return status, nil
+}
+
+// hasKeyOf reports whether the enrolment can be used: not if its key is gone or
+// another. A key store that does not answer now is no reason to enrol again.
+func (c *Client) hasKeyOf(ctx context.Context, e *Enrolment) bool {
+	dsk, err := c.keys.Signer(ctx, keystore.Device)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		c.log.LogAttrs(ctx, slog.LevelWarn, "device key not available", slog.Any("error", err))
+		return true
+	}
+	return e.certifies(dsk)
 }
 
 const maxPollAfter = 24 * time.Hour

@@ -11,8 +11,8 @@ import (
 )
 
 // ErrClock says that the device's clock is plainly wrong: it is earlier than
-// the first day of a certificate that the peer shows. Set the clock (RTC, NTP,
-// the network's time) and try again.
+// the first day of a certificate of the peer, which otherwise verifies. Set the
+// clock (RTC, NTP, the network's time) and try again.
 var ErrClock = errors.New("the device's clock is wrong")
 
 // closeWait is how long Close waits for the peer to take the close_notify
@@ -69,7 +69,10 @@ func (t TLS) dial(ctx context.Context, id *tls.Certificate) (net.Conn, error) {
 	secure := tls.Client(raw, cfg)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("transport: TLS handshake with %s: %w", cfg.ServerName, explain(err, cfg.Time))
+		if clockExplains(err, cfg) {
+			err = fmt.Errorf("%w, it says %s: %w", ErrClock, cfg.Time().UTC().Format(time.RFC3339), err)
+		}
+		return nil, fmt.Errorf("transport: TLS handshake with %s: %w", cfg.ServerName, err)
 	}
 	return conn{secure, raw}, nil
 }
@@ -121,15 +124,27 @@ func (t TLS) config(id *tls.Certificate) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// explain adds ErrClock to a verification error that the device's own clock
-// accounts for.
-func explain(err error, now func() time.Time) error {
+// clockExplains reports whether the peer was refused only because the device's
+// clock is behind: at the first instant at which all of its certificates are
+// valid, they verify. A stranger's certificate from the future says nothing of
+// the clock.
+func clockExplains(err error, cfg *tls.Config) bool {
 	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired && now().Before(invalid.Cert.NotBefore) {
-		return fmt.Errorf("%w: it says %s, and the certificate of %q begins at %s: %w", ErrClock,
-			now().UTC().Format(time.RFC3339), invalid.Cert.Subject.CommonName, invalid.Cert.NotBefore.UTC().Format(time.RFC3339), err)
+	var unverified *tls.CertificateVerificationError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired || !cfg.Time().Before(invalid.Cert.NotBefore) || !errors.As(err, &unverified) {
+		return false
 	}
-	return err
+	chain := unverified.UnverifiedCertificates
+	options := x509.VerifyOptions{
+		Roots: cfg.RootCAs, DNSName: cfg.ServerName, Intermediates: x509.NewCertPool(), CurrentTime: invalid.Cert.NotBefore}
+	for _, cert := range chain {
+		options.Intermediates.AddCert(cert)
+		if cert.NotBefore.After(options.CurrentTime) {
+			options.CurrentTime = cert.NotBefore
+		}
+	}
+	_, err = chain[0].Verify(options)
+	return err == nil
 }
 
 // conn is a tls.Conn that closes promptly even when the peer reads nothing.

@@ -105,7 +105,8 @@ func (s *schedule) NextBackOff() time.Duration {
 //   - The caller's context has ended: final. A time-out of the network itself
 //     also claims to be context.DeadlineExceeded, but is not: another try.
 //   - An HTTP status ([problem.Error]): 202, 408, 425, 429, 500, 502, 503 and
-//     504 are worth another try, all others are final.
+//     504 are worth another try, all others are final. That the device is
+//     revoked or unknown is final whatever the status.
 //   - A certificate or handshake that was refused, by either side: final.
 //   - The network did not carry the request or the answer: another try.
 //   - Everything else is final.
@@ -114,12 +115,17 @@ func Again(err error) (after time.Duration, again bool) {
 		return 0, false
 	}
 	if p, ok := asType[*problem.Error](err); ok {
-		if !transient(p.Status) {
+		if decided(p.Type) || !transient(p.Status) {
 			return 0, false
 		}
 		return p.After, true
 	}
 	return 0, !refused(err) && network(err)
+}
+
+// decided lists the problem types that only an operator changes.
+func decided(problemType string) bool {
+	return problemType == "urn:quarklink:error:device-revoked" || problemType == "urn:quarklink:error:device-unknown"
 }
 
 // transient lists the statuses that say "later", not "no".

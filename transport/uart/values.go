@@ -20,6 +20,14 @@ import (
 // with the NUL.
 const maxHost = 127
 
+// CheckEndpoint returns nil for what can be the endpoint of an instance: a host
+// name (RFC 1123 section 2.1) or an IPv4 address, at most 127 bytes. The error
+// says what is wrong and does not quote the value.
+func CheckEndpoint(endpoint string) error {
+	_, err := parseHost([]byte(endpoint))
+	return err
+}
+
 // parseHost accepts a host name (RFC 1123 section 2.1) or an IPv4 address.
 func parseHost(line []byte) (string, error) {
 	host := string(line)
