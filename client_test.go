@@ -24,6 +24,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -187,7 +188,7 @@ func TestHandshakes(t *testing.T) {
 // TestEnrolPowerCut cuts power at every write of an enrolment. The next start
 // carries on, and the instance has issued exactly one device certificate.
 func TestEnrolPowerCut(t *testing.T) {
-	eachCut(t, func(t *testing.T, st, cut store.Creator) error {
+	eachCut(t, func(t *testing.T, st store.Creator, cut *cutStore) error {
 		server := newServer(t, quarklinktest.Options{InMemory: true})
 		i := server.Instance()
 		if err := server.AddBatch(quarklinktest.Batch{Name: "batch"}); err != nil {
@@ -205,9 +206,11 @@ func TestEnrolPowerCut(t *testing.T) {
 			_, err = c.Enrol(t.Context())
 			return c.DeviceID(), err
 		}
-		if _, err := enrol(cut); err == nil {
-			return nil
-		} else if !errors.Is(err, errCut) {
+		_, err := enrol(cut)
+		if !cut.dead {
+			return err
+		}
+		if !errors.Is(err, errCut) {
 			return fmt.Errorf("the cut shows as %w", err)
 		}
 		id, err := enrol(st)
@@ -299,6 +302,10 @@ func TestEnrolRefuses(t *testing.T) {
 		{"redirect to another host", quarklinktest.CallEnrol, redirect, quarklink.ErrCommunication, 0},
 		{"connection of another type", quarklinktest.CallConnection, page(200, "application/json", `{"type":"carrier_pigeon","endpoint":"x","port":1,"rootCA":""}`), quarklink.ErrGeneral, 0},
 		{"connection without a root", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":1,"rootCA":"none"}`), quarklink.ErrGeneral, 0},
+		{"connection to a strange host", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"a b/c","port":1,"rootCA":""}`), quarklink.ErrGeneral, 0},
+		{"connection to port 0", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":0,"rootCA":""}`), quarklink.ErrGeneral, 0},
+		{"database elsewhere", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"","uri":"@elsewhere/"}`), quarklink.ErrGeneral, 0},
+		{"revoked, and told so as if it might pass", quarklinktest.CallEnrol, quarklinktest.Refuse(503, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 503},
 		{"connection that is no JSON", quarklinktest.CallConnection, page(200, "application/json", `{"type":`), quarklink.ErrGeneral, 0},
 		{"endless connection", quarklinktest.CallConnection, page(200, "application/json", strings.Repeat(" ", 70<<10)), quarklink.ErrGeneral, 0},
 	} {
@@ -311,6 +318,7 @@ func TestEnrolRefuses(t *testing.T) {
 				if !errors.Is(err, test.want) || !errors.As(err, &e) {
 					t.Fatalf("error %v, want %v", err, test.want)
 				}
+				onlyCode(t, err)
 				if e.HTTPStatus != test.status {
 					t.Errorf("HTTPStatus %d, want %d", e.HTTPStatus, test.status)
 				}
@@ -330,8 +338,8 @@ func TestEnrolRefuses(t *testing.T) {
 					t.Fatal("no error the second time")
 				}
 				kept, err := c.Enrolment()
-				if test.step != quarklinktest.CallConnection && (err != nil || !kept.Certificate.Equal(good.Certificate)) {
-					t.Errorf("the old enrolment is gone: %v", err)
+				if err != nil || !kept.Certificate.Equal(good.Certificate) || !slices.EqualFunc(kept.CACerts, good.CACerts, (*x509.Certificate).Equal) {
+					t.Errorf("the old enrolment is not what it was: %v", err)
 				}
 				if n := len(server.Certificates(c.DeviceID())); n != 1 {
 					t.Errorf("%d device certificates were issued", n)
@@ -655,6 +663,11 @@ func TestAuthenticator(t *testing.T) {
 	if err := c.SetInstance(t.Context(), i); !errors.Is(err, quarklink.ErrInvalidParameter) {
 		t.Errorf("SetInstance: %v", err)
 	}
+	blank := newClient(t, new(store.Mem), func(cfg *quarklink.Config) { cfg.Transport = modem })
+	line := &spy{Port: answer(t, nil)}
+	if _, err := blank.Provision(t.Context(), line, quarklink.ProvisionOptions{NoNetwork: true}); !errors.Is(err, quarklink.ErrInvalidParameter) || line.sent.Len() > 0 {
+		t.Errorf("Provision of an instance: %v, after asking %q", err, line.asked())
+	}
 }
 
 func TestBadInstances(t *testing.T) {
@@ -662,6 +675,8 @@ func TestBadInstances(t *testing.T) {
 	c := newClient(t, new(store.Mem))
 	for _, i := range []quarklink.Instance{
 		{}, {Endpoint: "x"}, {Root: root}, {Endpoint: "a b", Root: root}, {Endpoint: "host/path", Root: root},
+		{Endpoint: "..", Root: root}, {Endpoint: "-x", Root: root}, {Endpoint: "a;b", Root: root}, {Endpoint: "exämple.com", Root: root},
+		{Endpoint: "fe80::1%eth0", Root: root}, {Endpoint: "host", Root: new(x509.Certificate)},
 		{Endpoint: "user@host", Root: root}, {Endpoint: "host:1", Root: root}, {Endpoint: "host?x", Root: root}, {Endpoint: "host#x", Root: root}, {Endpoint: "ho\nst", Root: root},
 	} {
 		if err := c.SetInstance(t.Context(), i); !errors.Is(err, quarklink.ErrInvalidParameter) {
@@ -958,5 +973,340 @@ func TestDeviceIDWithOpenSSL(t *testing.T) {
 	}
 	if got, _, _ := strings.Cut(string(line), " "); got != string(c.DeviceID()) {
 		t.Errorf("openssl says %s, the DeviceID is %s", got, c.DeviceID())
+	}
+}
+
+// onlyCode fails if an error matches more, or less, than one of the codes.
+func onlyCode(t *testing.T, err error) {
+	t.Helper()
+	var found []quarklink.Code
+	for _, c := range codes {
+		if c.failure != nil && errors.Is(err, c.failure) {
+			found = append(found, c.code)
+		}
+	}
+	var e *quarklink.Error
+	if len(found) != 1 || !errors.As(err, &e) || e.Code != found[0] {
+		t.Errorf("the error has the codes %v: %v", found, err)
+	}
+}
+
+// TestHungDial: an attempt to connect that leads nowhere ends with the call
+// that made it, and the next call makes a new one.
+func TestHungDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		good := server.Carrier()
+		dials, ended := 0, 0
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+			cfg.Transport = transport.Func(func(ctx context.Context) (net.Conn, error) {
+				if dials++; dials > 1 {
+					return good.Dial(ctx)
+				}
+				<-ctx.Done()
+				ended++
+				return nil, ctx.Err()
+			})
+		})
+		member(t, server, c, quarklinktest.Batch{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := c.Status(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the call that hung: %v", err)
+		}
+		synctest.Wait()
+		if ended != 1 {
+			t.Error("the dial outlived its call")
+		}
+		if _, err := c.Status(t.Context()); err != nil || dials != 2 {
+			t.Errorf("the next call: %v, %d dials", err, dials)
+		}
+	})
+}
+
+// TestSilence: calls without a deadline do not wait for ever for an instance
+// that has fallen silent.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, asIs([]byte("image")))
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Delay(30*24*time.Hour))
+		start := time.Now()
+		if _, err := c.Status(t.Context()); !errors.Is(err, quarklink.ErrCommunication) {
+			t.Errorf("silence before the answer: %v", err)
+		}
+		if took := time.Since(start); took > time.Hour {
+			t.Errorf("it took %v", took)
+		}
+		server.ClearFaults()
+
+		server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "5")
+			w.Write([]byte("im"))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		})))
+		start = time.Now()
+		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+		if !errors.Is(err, quarklink.ErrConnectionLost) {
+			t.Errorf("silence in the middle of an image: %v", err)
+		}
+		if took := time.Since(start); took > time.Hour {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// TestCloseFromCallback: what is called back may close the client.
+func TestCloseFromCallback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, asIs([]byte("image")))
+		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything,
+			Progress: func(int64, int64) { c.Close() }})
+		if err != nil && !errors.Is(err, net.ErrClosed) { // nil: it was done before it noticed
+			t.Errorf("error %v", err)
+		}
+		synctest.Wait()
+		if open := server.Stats().Open; open != 0 {
+			t.Errorf("%d connections are open after Close", open)
+		}
+	})
+}
+
+// TestHubDuringUpdate: connecting to the hub does not wait for a download.
+func TestHubDuringUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, asIs([]byte("image")))
+		if _, err := c.Enrol(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		server.Fault(quarklinktest.CallFirmware, quarklinktest.Delay(time.Minute))
+		done := make(chan error)
+		go func() {
+			_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+			done <- err
+		}()
+		synctest.Wait()
+		start := time.Now()
+		if _, err := c.HubTLSConfig(t.Context()); err != nil || time.Since(start) > 0 {
+			t.Errorf("HubTLSConfig: %v after %v", err, time.Since(start))
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestLostDeviceKey: an enrolment without its key is none, and Enrol makes
+// another.
+func TestLostDeviceKey(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := new(store.Mem)
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	ctx := t.Context()
+	first, err := c.Enrol(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, st.Delete(ctx, "key-dsk"))
+	again := newClient(t, st, at(server))
+	if _, err := again.HubTLSConfig(ctx); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("HubTLSConfig without the device key: %v", err)
+	}
+	if s, err := again.Status(ctx); err != nil || !s.NeedsEnrolment() {
+		t.Errorf("status without the device key: %+v, %v", s, err)
+	}
+	second, err := again.Enrol(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Certificate.Equal(first.Certificate) {
+		t.Error("the certificate is still over the old key")
+	}
+	if s, err := again.Status(ctx); err != nil || s.NeedsEnrolment() {
+		t.Errorf("status after another enrolment: %+v, %v", s, err)
+	}
+
+	// Another key in its place: the certificate is not over it.
+	other := newKeys(t, new(store.Mem))
+	if _, err := other.Generate(ctx, keystore.Device); err != nil {
+		t.Fatal(err)
+	}
+	swapped := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.KeyStore = mixedKeys{cfg.KeyStore, other} })
+	if _, err := swapped.HubTLSConfig(ctx); !errors.Is(err, quarklink.ErrGeneral) {
+		t.Errorf("HubTLSConfig with another device key: %v", err)
+	}
+	if s, err := swapped.Status(ctx); err != nil || !s.NeedsEnrolment() {
+		t.Errorf("status with another device key: %+v, %v", s, err)
+	}
+}
+
+// mixedKeys takes its keys from two stores.
+type mixedKeys struct{ enrolment, device keystore.KeyStore }
+
+func (m mixedKeys) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	if role == keystore.Device {
+		return m.device.Signer(ctx, role)
+	}
+	return m.enrolment.Signer(ctx, role)
+}
+
+var errChip = errors.New("the chip does not answer")
+
+// brokenSigner signs a few times, then no more.
+type brokenSigner struct {
+	crypto.Signer
+	left *int
+}
+
+func (s brokenSigner) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if *s.left--; *s.left < 0 {
+		return nil, errChip
+	}
+	return s.Signer.Sign(r, digest, opts)
+}
+
+// TestBrokenSigner: a key that does not sign is not a network that fails.
+func TestBrokenSigner(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for signatures := range 5 {
+		left := signatures
+		_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
+			cfg.KeyStore = keystore.Static(brokenSigner{key, &left})
+		})
+		_, err := c.Enrol(t.Context())
+		if !errors.Is(err, errChip) || errors.Is(err, quarklink.ErrCommunication) {
+			t.Errorf("a key that makes %d signatures: %v", signatures, err)
+		}
+	}
+	nothing := quarklink.Config{KeyStore: keystore.Static(nil)}
+	if _, err := quarklink.New(t.Context(), nothing); err == nil {
+		t.Error("New with no key at all")
+	}
+}
+
+// TestForgetHalf: if the second record cannot be deleted, the client believes
+// what the store says.
+func TestForgetHalf(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := &stickyStore{Mem: new(store.Mem)}
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Enrol(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	st.stuck = "csr"
+	if err := c.ForgetEnrolment(t.Context()); !errors.Is(err, quarklink.ErrStorage) {
+		t.Errorf("ForgetEnrolment: %v", err)
+	}
+	if _, err := c.Enrolment(); !errors.Is(err, quarklink.ErrNoEnrolment) {
+		t.Errorf("Enrolment: %v", err)
+	}
+	st.stuck = ""
+	must(t, c.ForgetEnrolment(t.Context()))
+	if _, err := st.Get(t.Context(), "csr"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the CSR is still there: %v", err)
+	}
+}
+
+type stickyStore struct {
+	*store.Mem
+	stuck string
+}
+
+func (s *stickyStore) Delete(ctx context.Context, name string) error {
+	if name == s.stuck {
+		return errCut
+	}
+	return s.Mem.Delete(ctx, name)
+}
+
+// orderStore notes which calls the server had answered at each write.
+type orderStore struct {
+	*store.Mem
+	server *quarklinktest.Server
+	log    []string
+}
+
+func (s *orderStore) Put(ctx context.Context, name string, data []byte) error {
+	calls := s.server.Stats().Calls
+	s.log = append(s.log, fmt.Sprintf("%s cacerts=%d enrol=%d connection=%d", name,
+		calls[quarklinktest.CallCACerts], calls[quarklinktest.CallEnrol], calls[quarklinktest.CallConnection]))
+	return s.Mem.Put(ctx, name, data)
+}
+
+// TestPersistThenAct: each result is stored before the next request.
+func TestPersistThenAct(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := &orderStore{Mem: new(store.Mem), server: server}
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Enrol(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"csr cacerts=0 enrol=0 connection=0",
+		"enrolment cacerts=1 enrol=0 connection=0",
+		"enrolment cacerts=1 enrol=1 connection=0",
+		"enrolment cacerts=1 enrol=1 connection=1",
+	}
+	if !slices.Equal(st.log, want) {
+		t.Errorf("writes:\n%s\nwant\n%s", strings.Join(st.log, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestRecordsFitNVS: everything that a provisioned and enrolled device keeps fits
+// twice into the 28 KiB that a 32 KiB NVS partition has for data.
+func TestRecordsFitNVS(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := new(store.Mem)
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	must(t, c.SetInstance(t.Context(), server.Instance()))
+	if _, err := c.Enrol(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for _, name := range []string{"instance", "enrolment", "csr", "key-esk", "key-dsk"} {
+		data, err := st.Get(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += len(data)
+	}
+	t.Logf("%d bytes", total)
+	if 2*total > 28<<10 {
+		t.Errorf("%d bytes do not fit twice", total)
+	}
+}
+
+// TestNewPolicy: connection details belong to the certificate they came with.
+func TestNewPolicy(t *testing.T) {
+	server, c := newMember(t, quarklinktest.Batch{})
+	ctx := t.Context()
+	if _, err := c.Enrol(ctx); err != nil {
+		t.Fatal(err)
+	}
+	must(t, server.Expire(c.DeviceID()))
+	server.Fault(quarklinktest.CallConnection, quarklinktest.Refuse(404, "", 0))
+	if _, err := c.Enrol(ctx); err == nil {
+		t.Fatal("no error")
+	}
+	if e, err := c.Enrolment(); !errors.Is(err, quarklink.ErrNoEnrolment) {
+		t.Errorf("a new certificate goes with the old hub: %+v, %v", e, err)
+	}
+}
+
+// TestTemporaryCertificateExpired: the client looks at its validity.
+func TestTemporaryCertificateExpired(t *testing.T) {
+	past := time.Now().Add(-48 * time.Hour)
+	server := newServer(t, quarklinktest.Options{InMemory: true, Now: func() time.Time { return past }})
+	c := newClient(t, new(store.Mem), at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Enrol(t.Context()); !errors.Is(err, quarklink.ErrGeneral) || server.Stats().Calls[quarklinktest.CallEnrol] != 0 {
+		t.Errorf("enrolled with a temporary certificate of the day before yesterday: %v", err)
 	}
 }

@@ -207,6 +207,7 @@ func TestFirmwareRefused(t *testing.T) {
 				if !errors.Is(err, test.want) || test.also != nil && !errors.Is(err, test.also) {
 					t.Errorf("error %v, want %v (%v)", err, test.want, test.also)
 				}
+				onlyCode(t, err)
 				if done.Installed || slot.active != 0 {
 					t.Error("installed all the same")
 				}
@@ -529,5 +530,55 @@ func TestOutcomeDetailIsBounded(t *testing.T) {
 	}
 	if o := server.Outcomes(c.DeviceID()); len(o) != 1 || len(o[0].Detail) > 256 || o[0].Code != quarklink.CodeUpdate {
 		t.Errorf("told %+v", o)
+	}
+}
+
+// TestOutcomeIsBounded: what is installed should run, whether or not the
+// instance wants to hear of it.
+func TestOutcomeIsBounded(t *testing.T) {
+	for name, fault := range map[string]quarklinktest.Fault{
+		"silent":      quarklinktest.Delay(72 * time.Hour),
+		"unavailable": quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 10*time.Minute),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server, c := newMember(t, asIs([]byte("image")))
+				server.Fault(quarklinktest.CallOutcome, fault)
+				start := time.Now()
+				done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+				if err != nil || !done.Installed || time.Since(start) > time.Minute {
+					t.Errorf("installed %v, %v, after %v", done.Installed, err, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+// TestFirmwareNeverDecided: an instance that always has another image in mind is
+// not asked for ever.
+func TestFirmwareNeverDecided(t *testing.T) {
+	server, c := newMember(t, asIs([]byte("image")))
+	server.Fault(quarklinktest.CallFirmware, quarklinktest.Refuse(412, "", 0))
+	if _, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything}); err == nil {
+		t.Error("no error")
+	}
+	if n := server.Stats().Calls[quarklinktest.CallFirmware]; n > 5 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestVerifiersCode: a Verifier may wrap the code that its error stands for.
+func TestVerifiersCode(t *testing.T) {
+	for _, want := range []error{quarklink.ErrUpdate, quarklink.ErrMissingSignature, quarklink.ErrWrongSignature} {
+		server, c := newMember(t, asIs([]byte("image")))
+		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20),
+			Verifier: verifierFunc(func(context.Context, io.ReaderAt, int64) error { return fmt.Errorf("mine: %w", want) })})
+		if !errors.Is(err, want) {
+			t.Errorf("error %v, want %v", err, want)
+		}
+		onlyCode(t, err)
+		if told := server.Outcomes(c.DeviceID()); len(told) != 1 || told[0].Code != want {
+			t.Errorf("told %+v", told)
+		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -234,6 +236,7 @@ func TestProvisionRefuses(t *testing.T) {
 		ok              bool
 	}{
 		{"all is well", "deviceID", "OK\n", true},
+		{"the tool refuses the device", "deviceID", "ERROR refused\n", false},
 		{"nobody acknowledges the DeviceID", "deviceID", "", true},
 		{"the tool leaves the port out", "ql_port", "ERROR refused\n", true},
 		{"the tool does not know the port", "ql_port", "ERROR unsupported\n", true},
@@ -339,7 +342,7 @@ func (s *cutStore) Delete(ctx context.Context, name string) error {
 
 // eachCut runs life with power cut at its first write, its second and so on,
 // before and after each, until it comes to its end without a cut.
-func eachCut(t *testing.T, life func(t *testing.T, st store.Creator, cut store.Creator) error) {
+func eachCut(t *testing.T, life func(t *testing.T, st store.Creator, cut *cutStore) error) {
 	t.Helper()
 	cuts := 0
 	for n := 1; ; n++ {
@@ -368,7 +371,7 @@ func TestProvisionPowerCut(t *testing.T) {
 	root := newRoot(t, "instance root")
 	tool := &uart.Tool{Endpoint: "instance.example", RootCA: root.Raw, SSID: "lab", Password: "correct horse"}
 	synctest.Test(t, func(t *testing.T) {
-		eachCut(t, func(t *testing.T, st, cut store.Creator) error {
+		eachCut(t, func(t *testing.T, st store.Creator, cut *cutStore) error {
 			provision := func(st store.Creator) (quarklink.DeviceID, error) {
 				keys, err := software.New(st, software.Options{Secret: secret, Iterations: 1})
 				if err != nil {
@@ -383,8 +386,8 @@ func TestProvisionPowerCut(t *testing.T) {
 				return c.DeviceID(), err
 			}
 			before, err := provision(cut)
-			if err == nil {
-				return nil
+			if !cut.dead {
+				return err
 			}
 			if !errors.Is(err, errCut) {
 				return fmt.Errorf("the cut shows as %w", err)
@@ -448,6 +451,9 @@ func TestDamagedRecords(t *testing.T) {
 		if _, err := damaged.Status(ctx); !errors.Is(err, quarklink.ErrStorage) {
 			t.Fatalf("instance bit %d: Status: %v", bit, err)
 		}
+		if _, err := damaged.Instance(); !errors.Is(err, quarklink.ErrStorage) || errors.Is(err, quarklink.ErrNotInitialised) {
+			t.Fatalf("instance bit %d: Instance: %v", bit, err)
+		}
 		if bit != 0 {
 			return
 		}
@@ -469,4 +475,54 @@ func TestDamagedRecords(t *testing.T) {
 		t.Errorf("the identity did not survive: %v", err)
 	}
 	again.Close()
+}
+
+// TestOversizedRecord: a file that no record can be is damage that the Store
+// itself notices.
+func TestOversizedRecord(t *testing.T) {
+	dir := t.TempDir()
+	st := store.Dir(dir)
+	before := newClient(t, st)
+	for _, name := range []string{"instance", "network", "enrolment", "csr"} {
+		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, store.MaxSize+1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newClient(t, st)
+	if c.DeviceID() != before.DeviceID() {
+		t.Error("another identity")
+	}
+	if _, err := c.Enrolment(); !errors.Is(err, quarklink.ErrStorage) {
+		t.Errorf("Enrolment: %v", err)
+	}
+	if err := c.SetInstance(t.Context(), quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}); err != nil {
+		t.Errorf("SetInstance, which mends it: %v", err)
+	}
+}
+
+// TestRecordOfALaterVersion is refused, not misread.
+func TestRecordOfALaterVersion(t *testing.T) {
+	st := new(store.Mem)
+	c := newClient(t, st)
+	ctx := t.Context()
+	if err := c.SetInstance(ctx, quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := c.Instance(); err != nil || i.Port != quarklink.DefaultPort {
+		t.Errorf("instance without a port: %+v, %v", i, err)
+	}
+	data, err := st.Get(ctx, "instance")
+	if err != nil {
+		t.Fatal(err)
+	}
+	version, payload, err := store.DecodeRecord("instance", data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Put(ctx, "instance", store.EncodeRecord("instance", version+1, payload)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newClient(t, st).Instance(); !errors.Is(err, quarklink.ErrStorage) || !strings.Contains(err.Error(), "version") {
+		t.Errorf("a record of a later version: %v", err)
+	}
 }

@@ -191,6 +191,21 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestTLSClockOfAStranger: a certificate from the future that nobody vouches for
+// says nothing of the device's clock.
+func TestTLSClockOfAStranger(t *testing.T) {
+	root, stranger := newAuthority(t, "root"), newAuthority(t, "stranger")
+	addr := serve(t, &tls.Config{Certificates: []tls.Certificate{stranger.issue(t, "instance", "instance.test")}})
+	elsewhere := serve(t, &tls.Config{Certificates: []tls.Certificate{root.issue(t, "instance", "else.test")}})
+	past := func() time.Time { return time.Now().Add(-1000 * time.Hour) }
+	for _, addr := range []string{addr, elsewhere} {
+		_, err := hear(t, transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool(), Time: past})
+		if err == nil || errors.Is(err, transport.ErrClock) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
 // TestTLSOffer looks at the first flight: what is offered first, and that a
 // post-quantum key share goes with it at once.
 func TestTLSOffer(t *testing.T) {

@@ -127,8 +127,10 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // Connection asks where to connect to.
 func (c *Client) Connection(ctx context.Context) (Connection, error) {
 	var conn Connection
-	err := c.getJSON(ctx, "/connection", &conn)
-	return conn, err
+	if err := c.getJSON(ctx, "/connection", &conn); err != nil {
+		return Connection{}, err
+	}
+	return conn, nil
 }
 
 // GetFirmware asks for the image with that digest and returns its body, which
