@@ -84,7 +84,7 @@ func TestBitFlips(t *testing.T) {
 			owner := owners(t, c.m, c.keys)
 			step := 7 // bits, coprime to all there is
 			if RaceEnabled {
-				step = 61
+				step = 211
 			}
 			flips, noticed := 0, 0
 			for bit := 0; bit < len(c.m)*8; bit += step {

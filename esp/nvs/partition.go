@@ -24,7 +24,7 @@ type Options struct {
 // Partition is an open NVS partition. It is safe for concurrent use; calls run
 // one at a time.
 //
-// It keeps in memory some 12 bytes for each item and 100 for each page, none
+// It keeps in memory 12 bytes for each item and some 200 for each page, none
 // of the values.
 type Partition struct {
 	mu     sync.Mutex
