@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
@@ -906,7 +907,7 @@ func TestHub(t *testing.T) {
 // issuing, for one connection.
 func openSSLServer(t *testing.T, version string, id tls.Certificate, issuing []*x509.Certificate) string {
 	t.Helper()
-	openssl := need(t, "openssl")
+	openssl := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
 	if err != nil {
@@ -954,7 +955,7 @@ func openSSLServer(t *testing.T, version string, id tls.Certificate, issuing []*
 
 // TestDeviceIDWithOpenSSL compares with what openssl makes of the stored key.
 func TestDeviceIDWithOpenSSL(t *testing.T) {
-	openssl := need(t, "openssl")
+	openssl := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	c := newClient(t, store.Dir(dir))
 	pass := filepath.Join(t.TempDir(), "secret")

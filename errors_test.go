@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
-
-	"os"
 
 	"github.com/quarklink-go/quarklink"
 )
@@ -118,20 +115,6 @@ func TestParseDeviceID(t *testing.T) {
 			t.Errorf("ParseDeviceID(%q) = %q, %v", bad, id, err)
 		}
 	}
-}
-
-// need skips a test without the program, and fails it where the real
-// counterparts are required.
-func need(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil && os.Getenv("QUARKLINK_REAL") == "require" {
-		t.Fatalf("%s is required: %v", program, err)
-	}
-	if err != nil {
-		t.Skipf("no %s here", program)
-	}
-	return path
 }
 
 func TestSecret(t *testing.T) {

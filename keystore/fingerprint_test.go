@@ -18,6 +18,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 )
 
@@ -76,13 +77,7 @@ func TestFingerprintIsThatOfX509(t *testing.T) {
 }
 
 func TestFingerprintIsThatOfOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatalf("openssl is required: %v", err)
-		}
-		t.Skip(err)
-	}
+	openssl := counterpart.Program(t, "openssl")
 	for _, algorithm := range [][]string{
 		{"EC", "ec_paramgen_curve:P-256"},
 		{"RSA", "rsa_keygen_bits:3072"},

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
@@ -79,12 +80,7 @@ func TestTLS(t *testing.T) {
 // OpenSSL, which is nobody's relative here, makes the keys, the DeviceID, the
 // identity certificate and the CSRs, carries the requests, and reads the answers.
 func TestOpenSSL(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	counterpart.Program(t, "openssl")
 	s := newServer(t, quarklinktest.Options{})
 	if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -36,7 +37,7 @@ const newRecord = "the new record"
 // after the other. Then the record is the old or the new one, and the next write
 // works and leaves nothing else behind.
 func TestDirPowerCut(t *testing.T) {
-	strace := needProgram(t, "strace")
+	strace := counterpart.Program(t, "strace")
 	for _, c := range cutCalls {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -254,17 +255,4 @@ func checkFlushed(t *testing.T, d Dir, calls []systemCall) {
 	for path := range unflushed {
 		t.Errorf("%s is not flushed when the call ends", path)
 	}
-}
-
-// needProgram skips the test if a program is absent, unless it is required.
-func needProgram(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatalf("%s is required: %v", name, err)
-		}
-		t.Skipf("%s: %v", name, err)
-	}
-	return path
 }

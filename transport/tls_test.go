@@ -24,6 +24,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/transport"
 )
 
@@ -228,25 +229,11 @@ func TestTLSOffer(t *testing.T) {
 	}
 }
 
-// need skips a test without the program, and fails it where the real
-// counterparts are required.
-func need(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil && os.Getenv("QUARKLINK_REAL") == "require" {
-		t.Fatalf("%s is required: %v", program, err)
-	}
-	if err != nil {
-		t.Skipf("no %s here", program)
-	}
-	return path
-}
-
 // TestTLSWithOpenSSL runs against openssl s_server, which knows only NIST
 // curves (so that the handshake takes a HelloRetryRequest) and insists on a
 // client certificate.
 func TestTLSWithOpenSSL(t *testing.T) {
-	openssl := need(t, "openssl")
+	openssl := counterpart.Program(t, "openssl")
 	root := newAuthority(t, "root")
 	server, id := root.issue(t, "instance", "instance.test"), root.issue(t, "device")
 	dir := t.TempDir()

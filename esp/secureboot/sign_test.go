@@ -23,6 +23,7 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
 // rsaKeys are made once: that takes seconds where there is no assembly.
@@ -327,10 +328,5 @@ func write(tb testing.TB, name string, b []byte) {
 // has to be one.
 func openssl(tb testing.TB) {
 	tb.Helper()
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			tb.Fatal(err)
-		}
-		tb.Skip(err)
-	}
+	counterpart.Program(tb, "openssl")
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/smallstep/pkcs7"
 )
 
@@ -212,13 +213,7 @@ func FuzzParseCertsOnly(f *testing.F) {
 
 // OpenSSL makes messages that are good, and some that are not certs-only.
 func TestParseCertsOnlyOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatal(err)
-		}
-		t.Skip("no openssl")
-	}
+	openssl := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	run := func(args ...string) []byte {
 		t.Helper()

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
 
@@ -219,13 +220,7 @@ func TestRequests(t *testing.T) {
 
 // OpenSSL reads what is sent.
 func TestRequestOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatal(err)
-		}
-		t.Skip("no openssl")
-	}
+	openssl := counterpart.Program(t, "openssl")
 	csr := newCSR(t, newKey(t))
 	cmd := exec.Command(openssl, "base64", "-d")
 	cmd.Stdin = bytes.NewReader(encode(csr))

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/atecc608"
 	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
@@ -143,19 +144,6 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// needOpenSSL skips without openssl, unless that is to be an error.
-func needOpenSSL(t *testing.T) string {
-	t.Helper()
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	return path
-}
-
 func writePEM(t *testing.T, path, kind string, der []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
@@ -165,7 +153,7 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 
 // OpenSSL's server verifies the chip's signature in the handshake.
 func TestMutualTLSWithOpenSSL(t *testing.T) {
-	openssl := needOpenSSL(t)
+	openssl := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	serverKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -227,7 +215,7 @@ func TestMutualTLSWithOpenSSL(t *testing.T) {
 
 // OpenSSL verifies a signature of the chip's, and names the same DeviceID.
 func TestSignatureWithOpenSSL(t *testing.T) {
-	openssl := needOpenSSL(t)
+	openssl := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	r := newRig(t, atecctest.Options{Config: provisioned()}, atecc608.Options{})
 	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Enrolment)

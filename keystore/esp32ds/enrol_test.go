@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
@@ -129,7 +130,7 @@ func goHub(t *testing.T, id tls.Certificate, issuing []*x509.Certificate) string
 // signature scheme of clients.
 func opensslHub(t *testing.T, id tls.Certificate, issuing []*x509.Certificate, version, scheme string) string {
 	t.Helper()
-	program := openssl(t)
+	program := counterpart.Program(t, "openssl")
 	dir := t.TempDir()
 	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
 	must(t, err)

@@ -8,8 +8,6 @@ import (
 	"embed"
 	"encoding/pem"
 	"errors"
-	"os"
-	"os/exec"
 	"testing"
 
 	"github.com/quarklink-go/quarklink/keystore"
@@ -99,20 +97,6 @@ func hold(tb testing.TB, kind esp32ds.Chip, chip *dstest.Chip, key *rsa.PrivateK
 		tb.Fatal(err)
 	}
 	return signer.(keystore.Restricted)
-}
-
-// openssl returns the program's path, or skips the test where there is none,
-// which QUARKLINK_REAL=require makes a failure.
-func openssl(tb testing.TB) string {
-	tb.Helper()
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			tb.Fatal(err)
-		}
-		tb.Skip(err)
-	}
-	return path
 }
 
 func must(tb testing.TB, err error) {

@@ -26,6 +26,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds/dstest"
@@ -44,7 +45,7 @@ func digestOf(hash crypto.Hash, message string) []byte {
 // TestSignatures makes every kind of signature with every length of key, and has
 // crypto/rsa and openssl verify them.
 func TestSignatures(t *testing.T) {
-	program := openssl(t)
+	program := counterpart.Program(t, "openssl")
 	const message = "message"
 	for _, name := range []string{"rsa2048-esk", "rsa3072-esk", "rsa4096-esk"} {
 		key := loadKey(t, name)

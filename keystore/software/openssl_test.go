@@ -18,6 +18,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
@@ -27,14 +28,7 @@ import (
 // openssl runs the program, which must be there if real parts are required.
 func openssl(t *testing.T, in []byte, args ...string) []byte {
 	t.Helper()
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("QUARKLINK_REAL") == "require" {
-			t.Fatalf("openssl is required: %v", err)
-		}
-		t.Skip(err)
-	}
-	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd := exec.CommandContext(t.Context(), counterpart.Program(t, "openssl"), args...)
 	cmd.Stdin = bytes.NewReader(in)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
