@@ -87,6 +87,23 @@ type Config struct {
 	Now func() time.Time
 }
 
+// check refuses what could only fail later, before a key is made for it.
+func (cfg Config) check() error {
+	if cfg.KeyStore == nil {
+		return errors.New("Config.KeyStore is nil")
+	}
+	if cfg.MinTLS != 0 && cfg.MinTLS != tls.VersionTLS12 && cfg.MinTLS != tls.VersionTLS13 {
+		return fmt.Errorf("Config.MinTLS is %#04x: need TLS 1.2 (0x0303) or TLS 1.3 (0x0304)", cfg.MinTLS)
+	}
+	if cfg.Instance != nil {
+		_, bringsTrust := cfg.Transport.(transport.Authenticator)
+		if err := cfg.Instance.check(!bringsTrust); err != nil {
+			return err
+		}
+	}
+	return cfg.Firmware.check()
+}
+
 // Client is one device's link to its instance.
 //
 // It is safe for concurrent use. Calls that use the network or change state
@@ -149,10 +166,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger, now: cfg.Now,
 		turn: make(chan struct{}, 1),
 	}
-	if c.keys == nil {
-		return nil, fail(ctx, op, CodeInvalidParameter, errors.New("Config.KeyStore is nil"))
-	}
-	if err := c.firmware.check(); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, fail(ctx, op, CodeInvalidParameter, err)
 	}
 	if c.store == nil {
@@ -177,9 +191,6 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	if cfg.Instance != nil {
 		i := cfg.Instance.normal()
-		if err := i.check(!c.bringsTrust()); err != nil {
-			return nil, fail(ctx, op, CodeInvalidParameter, err)
-		}
 		c.state.instance, c.state.instanceErr = &i, nil
 	}
 	c.life, c.end = context.WithCancel(context.WithoutCancel(ctx))

@@ -687,6 +687,13 @@ func TestBadInstances(t *testing.T) {
 		if _, err := quarklink.New(t.Context(), cfg); !errors.Is(err, quarklink.ErrInvalidParameter) {
 			t.Errorf("New with %q: %v", i.Endpoint, err)
 		}
+		if _, err := cfg.KeyStore.Signer(t.Context(), keystore.Enrolment); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("New with %q made a key: %v", i.Endpoint, err)
+		}
+	}
+	cfg := quarklink.Config{KeyStore: newKeys(t, new(store.Mem)), MinTLS: tls.VersionTLS11}
+	if _, err := quarklink.New(t.Context(), cfg); !errors.Is(err, quarklink.ErrInvalidParameter) {
+		t.Errorf("New with TLS 1.1: %v", err)
 	}
 	for _, endpoint := range []string{"instance.example", "192.0.2.1", "2001:db8::1"} {
 		must(t, c.SetInstance(t.Context(), quarklink.Instance{Endpoint: endpoint, Root: root}))

@@ -13,6 +13,7 @@ import (
 	"github.com/quarklink-go/quarklink/internal/est"
 	"github.com/quarklink-go/quarklink/internal/problem"
 	"github.com/quarklink-go/quarklink/internal/retry"
+	"github.com/quarklink-go/quarklink/store"
 	"github.com/quarklink-go/quarklink/transport"
 )
 
@@ -259,6 +260,8 @@ func causeCode(cause error) (Code, bool) {
 		return CodeCACerts, true
 	case errors.As(cause, &code):
 		return code, true
+	case errors.Is(cause, store.ErrDamaged):
+		return CodeStorage, true
 	case errors.Is(cause, fs.ErrInvalid):
 		return CodeInvalidParameter, true
 	}

@@ -465,9 +465,13 @@ func TestDamagedRecords(t *testing.T) {
 		}
 	})
 	flips("key-esk", func(bit int) {
-		if c, err := open(); err == nil {
+		c, err := open()
+		if err == nil {
 			c.Close()
 			t.Fatalf("key bit %d: New accepted a damaged key", bit)
+		}
+		if !errors.Is(err, quarklink.ErrStorage) || !errors.Is(err, store.ErrDamaged) {
+			t.Fatalf("key bit %d: %v", bit, err)
 		}
 	})
 	again, err := open()
