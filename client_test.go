@@ -181,9 +181,72 @@ func TestHandshakes(t *testing.T) {
 	count("enrolment", 2, func() error { _, err := c.Enrol(ctx); return err })
 	count("status of an enrolled device", 1, status)
 	count("status again", 0, status)
+	settle(func() bool { return server.Stats().Open == 1 })
 	if open := server.Stats().Open; open != 1 {
 		t.Errorf("%d connections are open, want one", open)
 	}
+}
+
+// cableConn is a stream of a cable, which carries one at a time.
+type cableConn struct {
+	net.Conn
+	free func()
+	once sync.Once
+}
+
+func (c *cableConn) Close() error {
+	c.once.Do(c.free)
+	return c.Conn.Close()
+}
+
+// TestOneStream: a connection is closed before the next is opened, whatever
+// becomes of the first.
+func TestOneStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		under := server.Carrier()
+		var mu sync.Mutex
+		taken, dials := false, 0
+		cable := transport.Func(func(ctx context.Context) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if dials++; taken {
+				t.Error("two streams at once")
+			}
+			conn, err := under.Dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			taken = true
+			return &cableConn{Conn: conn, free: func() { mu.Lock(); taken = false; mu.Unlock() }}, nil
+		})
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Transport = cable })
+		member(t, server, c, quarklinktest.Batch{})
+		for _, fault := range []quarklinktest.Fault{quarklinktest.CutOff(1), quarklinktest.LoseAnswer(), quarklinktest.LoseRequest(),
+			quarklinktest.Delay(time.Hour), quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(500)
+				w.Write(make([]byte, 1<<20)) // more than the client reads
+			}))} {
+			for _, call := range []quarklinktest.Call{quarklinktest.CallStatus, quarklinktest.CallTemporary, quarklinktest.CallEnrol, quarklinktest.CallConnection} {
+				server.Fault(call, fault.Times(1))
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				c.Status(ctx)
+				c.Enrol(ctx)
+				cancel()
+				server.ClearFaults()
+			}
+		}
+		if _, err := c.Enrol(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if dials < 30 {
+			t.Errorf("%d dials", dials)
+		}
+		c.Close()
+		if taken {
+			t.Error("a stream is open after Close")
+		}
+	})
 }
 
 // TestEnrolPowerCut cuts power at every write of an enrolment. The next start

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,12 +29,17 @@ import (
 )
 
 // session is one client certificate's conversation with the instance, over one
-// connection: a cable carries one stream.
+// connection at a time: a cable carries one stream.
 type session struct {
-	id        *tls.Certificate
-	transport *http.Transport
-	est       *est.Client
-	api       *api.Client
+	id     *tls.Certificate
+	stream transport.Transport // verified, and shows id
+	http   *http.Transport
+	est    *est.Client
+	api    *api.Client
+
+	mu     sync.Mutex
+	conn   net.Conn // the last that was dialled
+	closed bool
 }
 
 const maxHeader = 64 << 10 // bytes of a response's header
@@ -49,9 +55,9 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream := c.trusted(instance).As(id)
-	t := &http.Transport{
-		DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dialBounded(ctx, stream) },
+	s := &session{id: id, stream: c.trusted(instance).As(id)}
+	s.http = &http.Transport{
+		DialTLSContext:         s.dial,
 		MaxConnsPerHost:        1,
 		MaxIdleConnsPerHost:    1,
 		IdleConnTimeout:        time.Minute,
@@ -60,22 +66,55 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 		// compress, and a decompressed length could not be bounded before.
 		DisableCompression: true,
 	}
-	hc := &http.Client{Transport: t, CheckRedirect: est.SameOrigin}
+	hc := &http.Client{Transport: s.http, CheckRedirect: est.SameOrigin}
 	origin := instance.origin()
-	c.session = &session{
-		id:        id,
-		transport: t,
-		est:       &est.Client{HTTP: hc, Base: origin + "/.well-known/est", Now: c.now},
-		api:       &api.Client{HTTP: hc, Base: origin + "/quarklink/v1", Firmware: c.firmware.header(), Now: c.now},
-	}
-	return c.session, nil
+	s.est = &est.Client{HTTP: hc, Base: origin + "/.well-known/est", Now: c.now}
+	s.api = &api.Client{HTTP: hc, Base: origin + "/quarklink/v1", Firmware: c.firmware.header(), Now: c.now}
+	c.session = s
+	return s, nil
 }
 
 func (c *Client) closeSession() {
 	if c.session != nil {
-		c.session.transport.CloseIdleConnections()
+		c.session.close()
 		c.session = nil
 	}
+}
+
+// close closes the session's connection before it returns. net/http alone would
+// leave one to be closed later that it has not yet noticed to be idle, and one
+// that is still being dialled.
+func (s *session) close() {
+	s.mu.Lock()
+	s.closed = true
+	conn := s.conn
+	s.mu.Unlock()
+	s.http.CloseIdleConnections()
+	if conn != nil {
+		conn.Close()
+	}
+}
+
+// dial opens the session's connection, after the one before is closed.
+func (s *session) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	s.mu.Lock()
+	before := s.conn
+	s.mu.Unlock()
+	if before != nil {
+		before.Close()
+	}
+	conn, err := dialBounded(ctx, s.stream)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	s.conn = conn
+	return conn, nil
 }
 
 // silence is how long the instance may say nothing, or take nothing, in the
