@@ -250,17 +250,25 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 	if !isConsole(d.line.bytes()) { // of a console line the rest may be to come
 		d.line.reset()
 	}
+	until := end
 	for {
-		if until := d.waitUntil(end, last); time.Now().Before(until) {
+		if time.Now().Before(until) {
 			n, err := d.read(ctx, until)
 			if err != nil {
 				return false, err
 			}
+			now := time.Now()
 			if n > 0 {
-				last = time.Now()
+				last = now
 			}
 			if answered, err := d.judgeLines(d.chunk[:n], accept); answered {
 				return true, err
+			}
+			// Who comes back so late has been away, on a busy machine, and finds
+			// in the port what came meanwhile: that is no gap.
+			away := n == 0 && now.Sub(until) > doze && now.Before(end.Add(d.timeout()))
+			if until = d.waitUntil(end, last); away {
+				until = now.Add(doze)
 			}
 			continue
 		}
@@ -274,6 +282,7 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 			}
 			return false, nil
 		}
+		until = d.waitUntil(end, last)
 	}
 }
 

@@ -128,6 +128,44 @@ func TestDeviceToolWithoutTerminator(t *testing.T) {
 	})
 }
 
+// busy is a port on a machine so busy that a Read which waits for a gap returns
+// long after its deadline, and leaves what has come meanwhile to the next Read.
+type busy struct{ *end }
+
+func (b busy) Read(p []byte) (int, error) {
+	b.in.mu.Lock()
+	waits := len(b.in.buf) == 0
+	left := time.Until(b.in.deadline)
+	b.in.mu.Unlock()
+	if waits && left <= gap {
+		time.Sleep(left + 150*time.Millisecond)
+		return 0, os.ErrDeadlineExceeded
+	}
+	return b.end.Read(p)
+}
+
+// A gap that is only this program's own absence does not end a reply: half an
+// SSID would pass for one.
+func TestDeviceBusyMachine(t *testing.T) {
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		device := d.Port.(*end)
+		play(t, tool, says("Workshop"), func(say func(string)) {
+			for _, piece := range []string{"correct ", "horse ", "battery"} {
+				say(piece)
+				time.Sleep(60 * time.Millisecond)
+			}
+		})
+		if ssid, err := d.SSID(t.Context()); ssid != "Workshop" || err != nil {
+			t.Fatalf("%q, %v", ssid, err)
+		}
+		d.Port = busy{device}
+		if password, err := d.Password(t.Context()); password != "correct horse battery" || err != nil {
+			t.Errorf("%q, %v", password, err)
+		}
+		d.Port = device
+	})
+}
+
 // A reply that is still coming in at the time-out is not cut there.
 func TestDeviceSlowReply(t *testing.T) {
 	for _, terminator := range []string{"", "\n"} {

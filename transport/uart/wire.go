@@ -52,6 +52,9 @@ const (
 
 	// gap ends a reply that has no terminator.
 	gap = 100 * time.Millisecond
+	// doze is by how much a Read may overshoot its deadline on a machine that has
+	// time for it. Poll lets a Read of 20 ms end.
+	doze = 30 * time.Millisecond
 )
 
 // request returns what the device sends for one line.
