@@ -6,6 +6,7 @@ package keystoretest
 import (
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -115,6 +116,9 @@ func (c *checker) run() {
 	if len(keys) == 0 && len(c.findings) == 0 {
 		c.found("there is no key to check; contract: a store that cannot make keys comes with one")
 	}
+	if len(keys) == len(roles) {
+		c.checkBoth(first)
+	}
 	c.checkRestart(keys)
 }
 
@@ -139,10 +143,14 @@ func (c *checker) checkKey(role keystore.Role, id [32]byte, signer crypto.Signer
 	c.checkSame(role, id, first, "many calls")
 }
 
-// checkHidden makes sure that the key cannot be had by a type assertion.
+// checkHidden makes sure that the key cannot be had by a type assertion, neither
+// as a type of the standard library nor through a method of one.
 func (c *checker) checkHidden(role keystore.Role, signer crypto.Signer) {
 	switch signer.(type) {
-	case *ecdsa.PrivateKey, *rsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey:
+	case *ecdsa.PrivateKey, *rsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey,
+		interface {
+			ECDH() (*ecdh.PrivateKey, error)
+		}, interface{ Precompute() }, interface{ Seed() []byte }:
 		c.found("%s: Signer returns a %T, which exposes the private key; contract: a store that makes keys never shows them", role, signer)
 	}
 }

@@ -32,6 +32,7 @@ type chip struct {
 	used    int        // handles
 	files   []*os.File // descriptors that the fault "leaks descriptors" holds
 	opens   int
+	slot    *signer // the key opened last, which the fault "signs with the key opened last" uses
 }
 
 func (c *chip) open(context.Context) (keystore.KeyStore, error) {
@@ -110,8 +111,14 @@ func (g *generator) Signer(ctx context.Context, role keystore.Role) (crypto.Sign
 	case !ok:
 		return nil, fmt.Errorf("slot %s: %w", role, fs.ErrNotExist)
 	}
-	if g.fault == "exposes" {
+	g.slot = key
+	switch g.fault {
+	case "exposes":
 		return key.private, nil
+	case "exposes by a method":
+		return embedded{key.private.(*ecdsa.PrivateKey)}, nil
+	case "changes its key when it signs":
+		return &signer{chip: g.chip, private: key.private}, nil
 	}
 	return key, nil
 }
@@ -182,6 +189,9 @@ func (g *generator) put(role keystore.Role, key *signer) (done bool) {
 	return true
 }
 
+// embedded hides the type of a key, but none of its methods.
+type embedded struct{ *ecdsa.PrivateKey }
+
 // signer is a key in a chip, or, without one, of the kind that its type says.
 type signer struct {
 	chip    *chip
@@ -211,6 +221,13 @@ func (s *signer) Public() crypto.PublicKey {
 func (s *signer) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	private := s.private
 	switch {
+	case s.is("changes its key when it signs"):
+		s.private, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		private = s.private
+	case s.is("signs with the key opened last"):
+		s.chip.mu.Lock()
+		private = s.chip.slot.private
+		s.chip.mu.Unlock()
 	case s.is("wrong key"):
 		private, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case s.is("changes the digest"):
@@ -323,37 +340,40 @@ func TestGoodStores(t *testing.T) {
 // Every broken store is caught, and a finding names what is broken.
 func TestBrokenStores(t *testing.T) {
 	for fault, want := range map[string]string{
-		"accepts any digest":            "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
-		"another public key":            "Public() returns another key",
-		"changes the digest":            "signing changed the caller's digest",
-		"cuts the digest":               "ecdsa_secp384r1_sha384: the signature of",
-		"exposes":                       "exposes the private key",
-		"fails to close":                "Close: bus error",
-		"forgets":                       "after reopening the store Signer fails",
-		"generates at times":            "that makes keys, then a",
-		"hangs":                         "has not returned although its context has ended",
-		"keeps a cancelled key":         "after Generate failed with its context's error Signer gives: no error",
-		"leaks descriptors":             "file descriptors open; contract: a signer needs no closing",
-		"leaks goroutines":              "goroutines running; contract: a signer needs no closing",
-		"leaks handles":                 "of 256: out of handles; contract: a signer needs no closing",
-		"makes a cancelled key later":   "after Generate failed with its context's error Signer gives: no error",
-		"mixes digests":                 "concurrent signing with ecdsa_secp256r1_sha256: the signature of",
-		"nil public key":                "Public() is nil",
-		"nil when absent":               "Signer returned no signer and no error",
-		"one key twice":                 "Generate made the key that esk has",
-		"opens nothing":                 "open: no store and no error",
-		"opens once":                    "open: device busy",
-		"overwrites":                    "Generate on an existing key: no error",
-		"panics":                        "panicked: index out of range",
-		"panics on Public":              "Public panicked: not cached",
-		"panics on a short digest":      "signing a digest of 0 bytes with ecdsa_secp256r1_sha256 panicked",
-		"races":                         "made a key; contract: exactly one",
-		"returns another key":           "after Generate the public key has changed",
-		"says not found when cancelled": "Signer with a cancelled context: file does not exist",
-		"unusable public key":           "Public() is no usable key",
-		"wrong key":                     "the signature of",
-		"wrong sentinel when absent":    "Signer: slot is empty; contract: an absent key is fs.ErrNotExist",
-		"wrong sentinel when there":     "Generate on an existing key: slot is locked",
+		"accepts any digest":             "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
+		"another public key":             "Public() returns another key",
+		"changes its key when it signs":  "signing changed the public key",
+		"changes the digest":             "signing changed the caller's digest",
+		"cuts the digest":                "ecdsa_secp384r1_sha384: the signature of",
+		"exposes":                        "exposes the private key",
+		"exposes by a method":            "exposes the private key",
+		"fails to close":                 "Close: bus error",
+		"forgets":                        "after reopening the store Signer fails",
+		"generates at times":             "that makes keys, then a",
+		"hangs":                          "has not returned although its context has ended",
+		"keeps a cancelled key":          "after Generate failed with its context's error Signer gives: no error",
+		"leaks descriptors":              "file descriptors open; contract: a signer needs no closing",
+		"leaks goroutines":               "goroutines running; contract: a signer needs no closing",
+		"leaks handles":                  "of 256: out of handles; contract: a signer needs no closing",
+		"makes a cancelled key later":    "after Generate failed with its context's error Signer gives: no error",
+		"mixes digests":                  "concurrent signing with ecdsa_secp256r1_sha256: the signature of",
+		"nil public key":                 "Public() is nil",
+		"nil when absent":                "Signer returned no signer and no error",
+		"one key twice":                  "Generate made the key that esk has",
+		"opens nothing":                  "open: no store and no error",
+		"opens once":                     "open: device busy",
+		"overwrites":                     "Generate on an existing key: no error",
+		"panics":                         "panicked: index out of range",
+		"panics on Public":               "Public panicked: not cached",
+		"panics on a short digest":       "signing a digest of 0 bytes with ecdsa_secp256r1_sha256 panicked",
+		"races":                          "made a key; contract: exactly one",
+		"returns another key":            "after Generate the public key has changed",
+		"says not found when cancelled":  "Signer with a cancelled context: file does not exist",
+		"signs with the key opened last": "esk: signing in turn with the other key",
+		"unusable public key":            "Public() is no usable key",
+		"wrong key":                      "the signature of",
+		"wrong sentinel when absent":     "Signer: slot is empty; contract: an absent key is fs.ErrNotExist",
+		"wrong sentinel when there":      "Generate on an existing key: slot is locked",
 	} {
 		t.Run(fault, func(t *testing.T) {
 			c := newChip(fault)

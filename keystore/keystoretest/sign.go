@@ -194,6 +194,43 @@ func (c *checker) checkConcurrentSigning(role keystore.Role, stores ...keystore.
 	wg.Wait()
 }
 
+// checkBoth signs with the keys of both roles, opened one after the other, in turn
+// and then at once: what a store selects in its chip for the one must not serve the
+// other.
+func (c *checker) checkBoth(ks keystore.KeyStore) {
+	var both [2]func(how string)
+	for i, role := range roles {
+		signer, err := c.signer(c.ctx, ks, role)
+		if err != nil {
+			return // found elsewhere
+		}
+		s, ok := defaultScheme(signer)
+		if !ok {
+			return
+		}
+		both[i] = func(how string) {
+			if err := c.signAndVerify(signer, s, freshDigest(s.hash)); err != nil {
+				c.found("%s: signing %s with the other key: %v: %w; contract: a signer uses the key of its role, whatever else is open",
+					role, how, s, err)
+			}
+		}
+	}
+	for _, sign := range both {
+		sign("in turn")
+	}
+	var wg sync.WaitGroup
+	for _, sign := range both {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range signaturesEach {
+				sign("at once")
+			}
+		}()
+	}
+	wg.Wait()
+}
+
 // refusal is an error that Sign returned, as opposed to a panic or a signature
 // that does not verify.
 type refusal struct{ error }
@@ -202,7 +239,7 @@ func (r refusal) Unwrap() error { return r.error }
 
 func (c *checker) signAndVerify(signer crypto.Signer, s scheme, digest []byte) error {
 	return guard(func() error {
-		given := bytes.Clone(digest)
+		given, pub := bytes.Clone(digest), signer.Public()
 		signature, err := signer.Sign(rand.Reader, given, s.opts())
 		if err != nil {
 			return refusal{err}
@@ -210,8 +247,16 @@ func (c *checker) signAndVerify(signer crypto.Signer, s scheme, digest []byte) e
 		if !bytes.Equal(given, digest) {
 			return errors.New("signing changed the caller's digest")
 		}
-		return s.verify(signer.Public(), digest, signature)
+		if !equal(pub, signer.Public()) {
+			return errors.New("signing changed the public key")
+		}
+		return s.verify(pub, digest, signature)
 	})
+}
+
+func equal(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }
 
 // freshDigest returns random bytes in the place of a digest, or of a message.
