@@ -14,7 +14,8 @@ import (
 //   - Segments that the chip maps from flash are placed so that their offset
 //     in the file fits their address, in the order in which they were added.
 //     Gaps are filled with pieces of the other segments, or with padding
-//     segments (address 0).
+//     segments (address 0). No two may start in one page: it can be mapped
+//     to one place of the flash only.
 //   - The other segments follow, in the order in which they were added.
 //   - Data is filled with zeros to a multiple of 4 bytes, and so that a
 //     mapped segment does not end within the first 36 bytes of a page.
@@ -137,6 +138,11 @@ func (b *Builder) layout() ([]buildSegment, int64, error) {
 			if s.address%4 != 0 {
 				return nil, 0, fmt.Errorf("image: segment %d: address 0x%x is not a multiple of 4", i, s.address)
 			}
+			for _, other := range mapped {
+				if int64(s.address)/page == int64(other.address)/page {
+					return nil, 0, fmt.Errorf("image: segment %d: address 0x%x is in the same page of %d bytes as the segment at 0x%x; join them", i, s.address, page, other.address)
+				}
+			}
 			mapped = append(mapped, s)
 		} else {
 			loaded = append(loaded, s)
@@ -192,14 +198,18 @@ func (l *layout) place(s buildSegment) {
 	l.off += segmentHeaderSize + s.length
 }
 
-// gap returns how many bytes a segment placed next must have so that one
-// after it can be mapped to address, or -1 if it can without.
+// gap returns how many bytes elf2image has a segment placed next have so that
+// one after it can be mapped to address, or -1 if it can without. That is up
+// to a page more than needed if the place in the page is yet to come.
 func (l *layout) gap(address uint32, page int64) int64 {
-	missing := (int64(address) - (l.off + segmentHeaderSize)) % page
-	if missing == 0 {
+	missing := page - l.off%page + int64(address)%page - segmentHeaderSize
+	if missing%page == 0 {
 		return -1
 	}
-	return (missing - segmentHeaderSize + 2*page) % page
+	if missing < segmentHeaderSize {
+		missing += page
+	}
+	return missing - segmentHeaderSize
 }
 
 // split cuts s after at most n bytes.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -115,6 +116,31 @@ func TestBuildLayout(t *testing.T) {
 	}
 }
 
+// Where segments go at addresses unlike those of ESP-IDF's linker scripts, as
+// the arithmetic of elf2image (get_alignment_data_needed) has it.
+func TestBuildOddAddresses(t *testing.T) {
+	for _, test := range []struct {
+		address uint32
+		want    []image.Segment
+	}{
+		{0x3C000020, []image.Segment{{Address: 0x3C000020, Length: 4, Offset: 0x20}}},
+		{0x3C000000, []image.Segment{{Length: 0xFFD8, Offset: 0x20}, {Address: 0x3C000000, Length: 36, Offset: 0x10000}}},
+		{0x3C000024, []image.Segment{{Length: 0xFFFC, Offset: 0x20}, {Address: 0x3C000024, Length: 4, Offset: 0x10024}}},
+		{0x3C000028, []image.Segment{{Length: 0x10000, Offset: 0x20}, {Address: 0x3C000028, Length: 4, Offset: 0x10028}}},
+		{0x3C008020, []image.Segment{{Length: 0x17FF8, Offset: 0x20}, {Address: 0x3C008020, Length: 4, Offset: 0x18020}}},
+	} {
+		b := image.Builder{Header: image.NewHeader(image.ESP32C3)}
+		b.Add(test.address, []byte("data"))
+		out, err := b.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := read(out); err != nil || !slices.Equal(m.Segments, test.want) {
+			t.Errorf("0x%x: %v, %+v, want %+v", test.address, err, m, test.want)
+		}
+	}
+}
+
 // A page size other than 64 KiB is stated in the descriptor, and readers use it.
 func TestBuildPageSize(t *testing.T) {
 	app, err := image.App{MMUPageSize: 16 << 10}.MarshalBinary()
@@ -159,6 +185,7 @@ func TestBuildErrors(t *testing.T) {
 		"data shorter than its size": with(image.Builder{Header: header}, 0x3FC80000, empty, 4, 1),
 		"odd page size":              with(image.Builder{Header: header, PageSize: 4096}, 0x3FC80000, empty, 0, 1),
 		"padding without SHA-256":    with(image.Builder{Header: noHash, SecurePad: true}, 0x3FC80000, empty, 0, 1),
+		"two in one page":            with(image.Builder{Header: header}, 0x3C000020, empty, 0, 2),
 		"flash frequency":            with(image.Builder{Header: badFrequency}, 0x3FC80000, empty, 0, 1),
 		"flash size":                 with(image.Builder{Header: badSize}, 0x3FC80000, empty, 0, 1),
 	} {
