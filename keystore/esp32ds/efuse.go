@@ -1,6 +1,9 @@
 package esp32ds
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // KeyBlocks is the number of eFuse key blocks of every chip that has the
 // peripheral: BLOCK_KEY0 to BLOCK_KEY5 (BLOCK4 to BLOCK9).
@@ -43,13 +46,23 @@ type EFuseState struct {
 	Blocks               [KeyBlocks]KeyBlock
 }
 
-// KeyBlock is the state of one eFuse key block.
+// KeyBlock is the state of one eFuse key block. Package fmt prints it without the
+// key: after a power cut that may be the very key that is to become hidden.
 type KeyBlock struct {
 	Purpose        uint8    // KEY_PURPOSE_n: 0 is user data, and what an unused block has
 	ReadProtected  bool     // esp_efuse_get_key_dis_read
 	WriteProtected bool     // esp_efuse_get_key_dis_write
 	PurposeLocked  bool     // esp_efuse_get_keypurpose_dis_write
 	Key            [32]byte // what software reads; zeros if ReadProtected
+}
+
+// Format implements fmt.Formatter: every verb prints all but Key.
+func (b KeyBlock) Format(f fmt.State, _ rune) {
+	key := "zeros"
+	if b.Key != [32]byte{} {
+		key = "not printed"
+	}
+	fmt.Fprintf(f, "{Purpose:%d ReadProtected:%t WriteProtected:%t PurposeLocked:%t Key:%s}", b.Purpose, b.ReadProtected, b.WriteProtected, b.PurposeLocked, key)
 }
 
 // free reports whether nothing at all was burned (esp_efuse_key_block_unused).

@@ -8,6 +8,7 @@ import (
 	"embed"
 	"encoding/pem"
 	"errors"
+	"math/big"
 	"testing"
 
 	"github.com/quarklink-go/quarklink/keystore"
@@ -35,7 +36,8 @@ func loadKey(tb testing.TB, name string) *rsa.PrivateKey {
 	return key.(*rsa.PrivateKey)
 }
 
-// keysFrom is a GenerateKey that returns these keys in turn.
+// keysFrom is a GenerateKey that returns copies of these keys in turn: what it
+// gives is overwritten.
 func keysFrom(keys ...*rsa.PrivateKey) func(context.Context, int) (*rsa.PrivateKey, error) {
 	return func(context.Context, int) (*rsa.PrivateKey, error) {
 		if len(keys) == 0 {
@@ -43,8 +45,19 @@ func keysFrom(keys ...*rsa.PrivateKey) func(context.Context, int) (*rsa.PrivateK
 		}
 		key := keys[0]
 		keys = append(keys[1:], key)
-		return key, nil
+		return copyKey(key), nil
 	}
+}
+
+func copyKey(key *rsa.PrivateKey) *rsa.PrivateKey {
+	if key == nil {
+		return nil
+	}
+	again := &rsa.PrivateKey{PublicKey: key.PublicKey, D: new(big.Int).Set(key.D)}
+	for _, p := range key.Primes {
+		again.Primes = append(again.Primes, new(big.Int).Set(p))
+	}
+	return again
 }
 
 // small makes initialising quick.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/big"
 
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/store"
@@ -30,7 +31,8 @@ type InitialiseOptions struct {
 	// digests and flash encryption. 0: none.
 	Reserve int
 	// GenerateKey makes one RSA key of that many bits, with a hardware
-	// accelerator for instance, and keeps no copy. Nil: rsa.GenerateKey with
+	// accelerator for instance, and keeps no copy: Initialise overwrites the
+	// private numbers of what it is given. Nil: rsa.GenerateKey with
 	// Config.Random.
 	GenerateKey func(ctx context.Context, bits int) (*rsa.PrivateKey, error)
 }
@@ -43,8 +45,9 @@ var roles = [...]keystore.Role{keystore.Device, keystore.Enrolment}
 const DefaultBits = 3072
 
 // InitialisationsLeft returns how often the chip can still be initialised: the
-// number of its free eFuse key blocks, or 0 once read protection is locked.
-// Virtual eFuses are [ErrVirtualEFuse].
+// number of its free eFuse key blocks, 6 for a blank chip, or 0 once read
+// protection is locked. Of these, InitialiseOptions.Reserve keeps as many as it
+// says. Virtual eFuses are [ErrVirtualEFuse].
 func (s *Store) InitialisationsLeft(ctx context.Context) (int, error) {
 	if err := s.turn.take(ctx); err != nil {
 		return 0, fmt.Errorf("esp32ds: count key blocks: %w", err)
@@ -62,15 +65,17 @@ func (s *Store) InitialisationsLeft(ctx context.Context) (int, error) {
 
 // Initialise makes the enrolment key and the device key, stores their
 // parameters, burns the eFuse key that opens both into the highest free key
-// block (the highest because BLOCK_KEY5 is the one that flash encryption cannot
-// use), and has the chip make a signature with each. The private keys and the
-// eFuse key are in memory only while it runs.
+// block (the highest because flash encryption cannot use BLOCK_KEY5 of an
+// ESP32-C3, C6, H2 or S3), and has the chip make a signature with each. It
+// overwrites the private keys and the eFuse key in memory when it is done with
+// them; copies that crypto/rsa made are left to the garbage collector.
 //
 // A power cut at any instant leaves a chip for which the next Initialise does
 // the right thing. Parameters are stored before the eFuse key is burned, so that
 // a burned key always has them: cut before the burn, it starts over and no key
 // block is spent; cut within, it completes what was begun if the whole key
-// reached its block, and otherwise takes another block.
+// reached its block and its purpose can still be set, and otherwise takes another
+// block. Until it is complete there are no keys: Signer says fs.ErrNotExist.
 //
 // The error is fs.ErrExist if both keys are there and work; to give up an
 // identity on purpose, delete the records first. It is [ErrIdentityLost] if the
@@ -116,10 +121,10 @@ func (s *Store) initialise(ctx context.Context, opts InitialiseOptions) error {
 		return err
 	}
 	hmacKey, keys, err := s.makeKeys(ctx, block, opts)
+	defer clear(hmacKey[:])
 	if err != nil {
 		return err
 	}
-	defer clear(hmacKey[:])
 	for _, role := range roles {
 		if err := s.persist(ctx, role, keys[role]); err != nil {
 			return err
@@ -128,7 +133,10 @@ func (s *Store) initialise(ctx context.Context, opts InitialiseOptions) error {
 	if err := s.efuse.BurnKey(ctx, block, hmacKey); err != nil {
 		return fmt.Errorf("burn eFuse key block %d: %w", block, err)
 	}
-	return s.seal(ctx, block, keys)
+	if err := s.seal(ctx, block); err != nil {
+		return err
+	}
+	return s.try(ctx, keys)
 }
 
 // resume deals with what an earlier Initialise left. It reports true if that is
@@ -161,7 +169,7 @@ func (s *Store) resume(ctx context.Context, fuses EFuseState, mayLose bool) (com
 		if b.sealed() {
 			return false, fmt.Errorf("both keys are there, in eFuse key block %d: %w", block, fs.ErrExist)
 		}
-		return true, s.seal(ctx, block, keys)
+		return true, s.seal(ctx, block)
 	}
 	switch {
 	case b.ReadProtected || !opensBoth(keys, b.Key):
@@ -169,7 +177,10 @@ func (s *Store) resume(ctx context.Context, fuses EFuseState, mayLose bool) (com
 	case fuses.ReadProtectionLocked, b.Purpose&^PurposeDS != 0, b.PurposeLocked && b.Purpose != PurposeDS:
 		return false, nil // the key is there but cannot be sealed any more
 	}
-	return true, s.seal(ctx, block, keys)
+	if err := s.seal(ctx, block); err != nil {
+		return false, err
+	}
+	return true, s.try(ctx, keys)
 }
 
 func opensBoth(keys map[keystore.Role]*heldKey, hmacKey [32]byte) bool {
@@ -181,24 +192,22 @@ func opensBoth(keys map[keystore.Role]*heldKey, hmacKey [32]byte) bool {
 	return true
 }
 
-// seal makes sure that the block is protected and that both keys work.
-func (s *Store) seal(ctx context.Context, block int, keys map[keystore.Role]*heldKey) error {
+// seal makes sure that the block is protected.
+func (s *Store) seal(ctx context.Context, block int) error {
 	fuses, err := s.readEFuses(ctx)
-	if err != nil {
+	if err != nil || fuses.Blocks[block].sealed() {
 		return err
 	}
-	if !fuses.Blocks[block].sealed() {
-		if err := s.efuse.Protect(ctx, block); err != nil {
-			return fmt.Errorf("protect eFuse key block %d: %w", block, err)
-		}
-		if fuses, err = s.readEFuses(ctx); err != nil {
-			return err
-		}
+	if err := s.efuse.Protect(ctx, block); err != nil {
+		return fmt.Errorf("protect eFuse key block %d: %w", block, err)
+	}
+	if fuses, err = s.readEFuses(ctx); err != nil {
+		return err
 	}
 	if !fuses.Blocks[block].sealed() {
 		return fmt.Errorf("eFuse key block %d does not read back as protected: %w", block, ErrFail)
 	}
-	return s.try(ctx, keys)
+	return nil
 }
 
 // try has the chip sign with each key.
@@ -266,6 +275,7 @@ func (s *Store) makeKeys(ctx context.Context, block int, opts InitialiseOptions)
 		if err != nil {
 			return hmacKey, nil, fmt.Errorf("make key %s: %w", role, err)
 		}
+		defer wipe(private)
 		params, err := Encrypt(s.chip, private, hmacKey, ivs[role])
 		if err != nil {
 			return hmacKey, nil, fmt.Errorf("make key %s: %w", role, err)
@@ -273,12 +283,25 @@ func (s *Store) makeKeys(ctx context.Context, block int, opts InitialiseOptions)
 		if params.bits != opts.Bits {
 			return hmacKey, nil, fmt.Errorf("make key %s: GenerateKey made %d bits, asked for %d", role, params.bits, opts.Bits)
 		}
-		keys[role] = &heldKey{block, &private.PublicKey, params}
+		keys[role] = &heldKey{block, &rsa.PublicKey{N: private.N, E: private.E}, params}
 	}
 	if keys[keystore.Enrolment].public.N.Cmp(keys[keystore.Device].public.N) == 0 {
 		return hmacKey, nil, errors.New("GenerateKey made the same key twice")
 	}
 	return hmacKey, keys, nil
+}
+
+// wipe overwrites the private numbers of a key, as far as they can be reached.
+func wipe(key *rsa.PrivateKey) {
+	if key == nil {
+		return
+	}
+	for _, x := range append([]*big.Int{key.D, key.Precomputed.Dp, key.Precomputed.Dq, key.Precomputed.Qinv}, key.Primes...) {
+		if x != nil {
+			clear(x.Bits())
+			x.SetInt64(0)
+		}
+	}
 }
 
 // generateKey returns early if ctx ends; making the key then goes on unheard.

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,6 +83,17 @@ func identities(tb testing.TB, s *esp32ds.Store) (esk, dsk *rsa.PublicKey) {
 		must(tb, rsa.VerifyPKCS1v15(keys[role], crypto.SHA256, digest[:], signature))
 	}
 	return keys[keystore.Enrolment], keys[keystore.Device]
+}
+
+// opened makes sure that both keys are there. Initialise has just had the chip
+// sign with them, which takes a while: see identities.
+func opened(tb testing.TB, s *esp32ds.Store) {
+	tb.Helper()
+	for _, role := range []keystore.Role{keystore.Enrolment, keystore.Device} {
+		if _, err := s.Signer(tb.Context(), role); err != nil {
+			tb.Error(err)
+		}
+	}
 }
 
 func left(tb testing.TB, s *esp32ds.Store) int {
@@ -392,6 +405,17 @@ func TestFaultWhileTrying(t *testing.T) {
 		t.Errorf("after the time-out: %v", err)
 	}
 	identities(t, d.boot(t))
+
+	d = newDevice() // what a power cut left is tried when it is completed
+	s := d.boot(t)
+	d.chip.CutPower(8)
+	if err := s.Initialise(ctx, small(t)); !errors.Is(err, dstest.ErrPowerCut) {
+		t.Fatal(err)
+	}
+	d.chip.Inject(dstest.Fault{Err: esp32ds.ErrTimeout})
+	if err := d.boot(t).Initialise(ctx, small(t)); !errors.Is(err, esp32ds.ErrTimeout) {
+		t.Errorf("time-out after a power cut: %v", err)
+	}
 }
 
 func TestInitialiseCancelled(t *testing.T) {
@@ -474,7 +498,7 @@ func TestPowerCutWhileStoring(t *testing.T) {
 					t.Errorf("%s: the device key is said to be there: %v", name, err)
 				}
 				must(t, d.boot(t).Initialise(ctx, opts))
-				identities(t, d.boot(t))
+				opened(t, d.boot(t))
 				if d.used() != already+1 {
 					t.Errorf("%s: %d key blocks used", name, d.used())
 				}
@@ -513,6 +537,91 @@ func TestStoreThatLies(t *testing.T) {
 // steps is how many words are burned: the key's 8, and 3 of BLOCK0.
 const steps = 11
 
+// TestNotQuiteSealed: a key that works but for the locks that a power cut left
+// open is not there yet, for a program initialises only if there is none.
+func TestNotQuiteSealed(t *testing.T) {
+	ctx := t.Context()
+	d := newDevice()
+	must(t, d.boot(t).Initialise(ctx, small(t)))
+	whole := d.chip.Registers()
+	for _, missing := range []uint32{1 << (23 + 5), 1 << (8 + 5), 1<<(23+5) | 1<<(8+5)} {
+		r := whole
+		r.BLOCK0[0] &^= missing
+		cut := d.withFuses(t, r)
+		if _, err := cut.boot(t).Signer(ctx, keystore.Enrolment); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("WR_DIS lacks %#x: Signer: %v", missing, err)
+		}
+		must(t, cut.boot(t).Initialise(ctx, small(t)))
+		if cut.chip.Registers() != whole {
+			t.Errorf("WR_DIS lacks %#x: not completed", missing)
+		}
+		identities(t, cut.boot(t))
+	}
+}
+
+// TestWiped keeps what GenerateKey returned, as it must not.
+func TestWiped(t *testing.T) {
+	var kept []*rsa.PrivateKey
+	opts := small(t)
+	generate := opts.GenerateKey
+	opts.GenerateKey = func(ctx context.Context, bits int) (*rsa.PrivateKey, error) {
+		key, err := generate(ctx, bits)
+		if err == nil {
+			key.Precompute()
+			kept = append(kept, key)
+		}
+		return key, err
+	}
+	d := newDevice()
+	must(t, d.boot(t).Initialise(t.Context(), opts))
+	identities(t, d.boot(t))
+	if len(kept) != 2 {
+		t.Fatalf("%d keys made", len(kept))
+	}
+	for _, key := range kept {
+		pre := key.Precomputed
+		for i, x := range append([]*big.Int{key.D, pre.Dp, pre.Dq, pre.Qinv}, key.Primes...) {
+			words := x.Bits()
+			if x.Sign() != 0 || slices.ContainsFunc(words[:cap(words)], func(w big.Word) bool { return w != 0 }) {
+				t.Errorf("private number %d is still in memory", i)
+			}
+		}
+	}
+}
+
+// TestKeyBlockPrinted: after a power cut software can still read the key that is
+// to become hidden, and somebody logs the eFuses.
+func TestKeyBlockPrinted(t *testing.T) {
+	ctx := t.Context()
+	chip := dstest.New(esp32ds.ESP32C3)
+	chip.CutPower(8) // the key is whole, and not hidden
+	key := [32]byte(bytes.Repeat([]byte{0xa7}, 32))
+	if err := chip.BurnKey(ctx, 3, key); !errors.Is(err, dstest.ErrPowerCut) {
+		t.Fatal(err)
+	}
+	chip.PowerUp()
+	fuses, err := chip.ReadEFuses(ctx)
+	must(t, err)
+	if fuses.Blocks[3].Key != key {
+		t.Fatal("the key is hidden")
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%X", "%o", "%b", "%c", "%U"} {
+		for _, v := range []any{fuses, &fuses, fuses.Blocks[3], &fuses.Blocks[3], fuses.Blocks[:]} {
+			text := fmt.Sprintf(verb, v)
+			for _, secret := range []string{"167", "a7", "A7", "247", "10100111", "\u00a7", "§"} {
+				if strings.Contains(text, secret) {
+					t.Errorf("%s of %T prints the key: %.300s", verb, v, text)
+					break
+				}
+			}
+		}
+	}
+	if text := fmt.Sprint(fuses.Blocks[3], fuses.Blocks[4]); text != "{Purpose:0 ReadProtected:false WriteProtected:false PurposeLocked:false Key:not printed} "+
+		"{Purpose:0 ReadProtected:false WriteProtected:false PurposeLocked:false Key:zeros}" {
+		t.Error(text)
+	}
+}
+
 // TestPowerCutWhileBurning cuts at every word. Where the key block is whole and
 // can still be protected the initialisation is completed; where not, another
 // block is used, but nobody has to say that an identity was lost.
@@ -535,7 +644,7 @@ func TestPowerCutWhileBurning(t *testing.T) {
 			t.Errorf("cut %d: the key is said to be there: %v", cut, err)
 		}
 		must(t, d.boot(t).Initialise(ctx, small(t)))
-		identities(t, d.boot(t))
+		opened(t, d.boot(t))
 		spent := 0
 		if 0 < cut && cut < 8 || cut > 8 { // the model locks the purpose before it sets it
 			spent = 1
@@ -568,7 +677,7 @@ func TestPowerCutTwice(t *testing.T) {
 			if err := d.boot(t).Initialise(ctx, small(t)); err != nil {
 				t.Fatalf("cut %d, then %d: %v", cut, again, err)
 			}
-			identities(t, d.boot(t))
+			opened(t, d.boot(t))
 		}
 	}
 }
@@ -607,7 +716,7 @@ func TestEveryState(t *testing.T) {
 					t.Errorf("%s: %v, %d key blocks used", name, err, cut.used())
 				}
 				if want != esp32ds.ErrIdentityLost {
-					identities(t, cut.boot(t))
+					opened(t, cut.boot(t))
 				}
 			}
 		}

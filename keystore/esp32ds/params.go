@@ -59,7 +59,7 @@ func Encrypt(chip Chip, key *rsa.PrivateKey, hmacKey [32]byte, iv [16]byte) (*Pa
 	if err := checkPublicKey(chip, &key.PublicKey); err != nil {
 		return nil, fmt.Errorf("esp32ds: encrypt: %w", err)
 	}
-	if !isPair(&key.PublicKey, key.D) {
+	if !isPair(&key.PublicKey, key.D, key.Primes) {
 		return nil, fmt.Errorf("esp32ds: encrypt: the private exponent does not belong to the public key: %w", ErrInvalidArg)
 	}
 	p := &Params{chip: chip, bits: key.N.BitLen(), data: make([]byte, dataSize(chip))}
@@ -116,7 +116,9 @@ func digest(plain, iv []byte) [sha256.Size]byte {
 func (p *Params) newCBC(hmacKey [32]byte, mode func(cipher.Block, []byte) cipher.BlockMode) cipher.BlockMode {
 	h := hmac.New(sha256.New, hmacKey[:])
 	h.Write(bytes.Repeat([]byte{0xff}, 32))
-	block, _ := aes.NewCipher(h.Sum(nil)) // 32 bytes are a good key
+	key := h.Sum(nil)
+	defer clear(key)
+	block, _ := aes.NewCipher(key) // 32 bytes are a good key
 	return mode(block, p.data[ivOffset:cOffset])
 }
 
@@ -190,6 +192,7 @@ func (p *Params) checkPlain(plain []byte, pub *rsa.PublicKey) error {
 	}
 	width := numbers / 3
 	d := littleEndian(plain[:width])
+	defer clear(d.Bits())
 	n := littleEndian(plain[width : 2*width])
 	switch {
 	case n.Cmp(pub.N) != 0:
@@ -200,7 +203,7 @@ func (p *Params) checkPlain(plain []byte, pub *rsa.PublicKey) error {
 		return fmt.Errorf("not R² mod M in Rb: %w", ErrInvalidArg)
 	case binary.LittleEndian.Uint32(tail[mdSize:]) != montgomeryPrime(n):
 		return fmt.Errorf("not -1/M in M': %w", ErrInvalidArg)
-	case !isPair(pub, d):
+	case !isPair(pub, d, nil):
 		return fmt.Errorf("the private exponent does not belong to the public key: %w", ErrInvalidArg)
 	}
 	return nil
@@ -221,14 +224,29 @@ func checkPublicKey(chip Chip, pub *rsa.PublicKey) error {
 	return nil
 }
 
-// isPair reports whether d undoes the public key's exponent.
-func isPair(pub *rsa.PublicKey, d *big.Int) bool {
+// isPair reports whether d undoes the public key's exponent. With the factors that
+// is a division for each of them, and without an exponentiation, which takes a
+// microcontroller many seconds.
+func isPair(pub *rsa.PublicKey, d *big.Int, primes []*big.Int) bool {
 	if d.Sign() <= 0 || d.Cmp(pub.N) >= 0 {
 		return false
 	}
-	two := big.NewInt(2)
 	both := new(big.Int).Mul(d, big.NewInt(int64(pub.E)))
-	return new(big.Int).Exp(two, both, pub.N).Cmp(two) == 0
+	defer clear(both.Bits())
+	if len(primes) == 0 {
+		two := big.NewInt(2)
+		return new(big.Int).Exp(two, both, pub.N).Cmp(two) == 0
+	}
+	both.Sub(both, big.NewInt(1))
+	product, order, rest := big.NewInt(1), new(big.Int), new(big.Int)
+	for _, p := range primes {
+		if p == nil || p.Cmp(big.NewInt(2)) <= 0 || rest.Mod(both, order.Sub(p, big.NewInt(1))).Sign() != 0 {
+			return false
+		}
+		product.Mul(product, p)
+	}
+	clear(order.Bits())
+	return product.Cmp(pub.N) == 0
 }
 
 // putLittleEndian fills dst with x, which fits.
@@ -239,6 +257,7 @@ func putLittleEndian(dst []byte, x *big.Int) {
 
 func littleEndian(src []byte) *big.Int {
 	bigEndian := bytes.Clone(src)
+	defer clear(bigEndian)
 	slices.Reverse(bigEndian)
 	return new(big.Int).SetBytes(bigEndian)
 }

@@ -74,6 +74,8 @@ func TestEncryptRefuses(t *testing.T) {
 		change(key)
 		return key
 	}
+	order := new(big.Int).Sub(good.Primes[0], big.NewInt(1))
+	wrongForQ := new(big.Int).ModInverse(big.NewInt(int64(good.E)), order)
 	for name, c := range map[string]struct {
 		chip esp32ds.Chip
 		key  *rsa.PrivateKey
@@ -92,6 +94,12 @@ func TestEncryptRefuses(t *testing.T) {
 		"even exponent":       {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.E = 65536 })},
 		"exponent 1":          {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.E, k.D = 1, big.NewInt(1) })},
 		"other exponent":      {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.E = 3 })},
+		"primes not of it":    {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.Primes = loadKey(t, "rsa2048-dsk").Primes })},
+		"one prime":           {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.Primes = good.Primes[:1] })},
+		"nil prime":           {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.Primes = []*big.Int{nil, good.Primes[1]} })},
+		"prime 1":             {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.Primes = []*big.Int{big.NewInt(1), k.N} })},
+		"wrong d, and primes": {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.D.Add(k.D, big.NewInt(2)); k.Primes = good.Primes })},
+		"right modulo p":      {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.D.Set(wrongForQ); k.Primes = good.Primes })},
 		"wrong d":             {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.D.Add(k.D, big.NewInt(2)) })},
 		"d = 0":               {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.D.SetInt64(0) })},
 		"negative d":          {esp32ds.ESP32C3, with(func(k *rsa.PrivateKey) { k.D.Neg(k.D) })},

@@ -119,6 +119,9 @@ func (e *engine) askUntilFree(ctx context.Context, key *heldKey, message []byte)
 		if err == nil {
 			return result, nil
 		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", err, ctx.Err())
+		}
 		if !errors.Is(err, ErrBusy) {
 			return nil, err
 		}

@@ -112,8 +112,8 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !fuses.Blocks[key.block].holdsKey() {
-		return nil, fmt.Errorf("parameters are stored, but their key was not burned into eFuse key block %d: initialise: %w", key.block, fs.ErrNotExist)
+	if !fuses.Blocks[key.block].sealed() {
+		return nil, fmt.Errorf("parameters are stored, but their key was not burned into eFuse key block %d, or is not protected yet: initialise: %w", key.block, fs.ErrNotExist)
 	}
 	s.signers[role] = s.newSigner(ctx, key)
 	return s.signers[role], nil
