@@ -46,14 +46,15 @@ type EFuseState struct {
 	Blocks               [KeyBlocks]KeyBlock
 }
 
-// KeyBlock is the state of one eFuse key block. Package fmt prints it without the
-// key: after a power cut that may be the very key that is to become hidden.
+// KeyBlock is the state of one eFuse key block. Packages fmt and encoding/json,
+// and so log and log/slog, write it without the key: after a power cut that may be
+// the very key that is to become hidden.
 type KeyBlock struct {
 	Purpose        uint8    // KEY_PURPOSE_n: 0 is user data, and what an unused block has
 	ReadProtected  bool     // esp_efuse_get_key_dis_read
 	WriteProtected bool     // esp_efuse_get_key_dis_write
 	PurposeLocked  bool     // esp_efuse_get_keypurpose_dis_write
-	Key            [32]byte // what software reads; zeros if ReadProtected
+	Key            [32]byte `json:"-"` // what software reads; zeros if ReadProtected
 }
 
 // Format implements fmt.Formatter: every verb prints all but Key.

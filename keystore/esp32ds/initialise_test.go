@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -615,6 +616,11 @@ func TestKeyBlockPrinted(t *testing.T) {
 				}
 			}
 		}
+	}
+	text, err := json.Marshal(fuses)
+	must(t, err)
+	if bytes.Contains(text, []byte("167")) {
+		t.Errorf("as JSON: %s", text)
 	}
 	if text := fmt.Sprint(fuses.Blocks[3], fuses.Blocks[4]); text != "{Purpose:0 ReadProtected:false WriteProtected:false PurposeLocked:false Key:not printed} "+
 		"{Purpose:0 ReadProtected:false WriteProtected:false PurposeLocked:false Key:zeros}" {

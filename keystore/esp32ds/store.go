@@ -25,8 +25,10 @@ type Config struct {
 	Records store.Store
 	// Random is a cryptographic random source: crypto/rand's Reader, or the
 	// chip's generator, which has full entropy only while radio or bootloader
-	// entropy is on. It makes the keys and the salts of PSS signatures, and
-	// has to be safe for concurrent use.
+	// entropy is on. It makes the eFuse key, the salts of PSS signatures and,
+	// unless InitialiseOptions.GenerateKey does, the RSA keys: in programs for
+	// Go 1.26 and later rsa.GenerateKey uses crypto/rand's Reader whatever it
+	// is given. It has to be safe for concurrent use.
 	Random io.Reader
 	// Timeout bounds one signature, waiting for the peripheral included.
 	// 0: DefaultTimeout.
