@@ -16,9 +16,10 @@ import (
 
 // BenchmarkVerify16MiB compares Verify with what cannot be left out: one
 // SHA-256 over the same ReaderAt through the same buffer, and one VerifyPSS.
-// It reports limit/ours as "of-limit": 1 would be perfect.
+// It reports limit/ours, of the best time of each, as "of-limit": 1 would be
+// perfect.
 func BenchmarkVerify16MiB(b *testing.B) {
-	key := rsaKey(b, 0)
+	key := rsaKey(b)
 	build := image.Builder{Header: image.NewHeader(image.ESP32S3), SecurePad: true}
 	app, err := image.App{Version: "16.0.0"}.MarshalBinary()
 	if err != nil {
@@ -61,18 +62,21 @@ func BenchmarkVerify16MiB(b *testing.B) {
 		}
 	}
 
-	b.SetBytes(size)
-	b.ReportAllocs()
-	var limitTime, ourTime time.Duration
-	for b.Loop() {
-		b.StopTimer()
+	b.SetBytes(2 * size) // of both
+	limitTime, ourTime := time.Hour, time.Hour
+	best := func(best *time.Duration, f func()) {
 		start := time.Now()
-		limit()
-		limitTime += time.Since(start)
-		b.StartTimer()
-		start = time.Now()
-		ours()
-		ourTime += time.Since(start)
+		f()
+		*best = min(*best, time.Since(start))
+	}
+	for i := 0; b.Loop(); i++ {
+		if i%2 == 0 { // who comes second finds the caches warm
+			best(&limitTime, limit)
+			best(&ourTime, ours)
+		} else {
+			best(&ourTime, ours)
+			best(&limitTime, limit)
+		}
 	}
 	b.ReportMetric(float64(limitTime)/float64(ourTime), "of-limit")
 }
@@ -80,7 +84,7 @@ func BenchmarkVerify16MiB(b *testing.B) {
 // BenchmarkVerifySmall shows what Verify costs beside hashing, and that it
 // allocates little.
 func BenchmarkVerifySmall(b *testing.B) {
-	key := rsaKey(b, 0)
+	key := rsaKey(b)
 	file := sign(b, minimal(b, image.ESP32C3, image.App{}), key)
 	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(b, key)}}
 	b.ReportAllocs()

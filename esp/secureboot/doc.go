@@ -28,5 +28,10 @@
 //     448 bytes after the third;
 //   - everything after the sector.
 //
+// Nothing but the CRC, which anybody can compute, covers the image digest in a
+// block, its reserved bytes, and in a block of ECDSA what follows the
+// signature; and an ECDSA signature (r, s) may become (r, -s). None of it
+// changes the verdict.
+//
 // A second and a third block protect nothing as long as another is valid.
 package secureboot

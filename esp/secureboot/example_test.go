@@ -6,7 +6,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"log"
@@ -18,8 +17,9 @@ import (
 )
 
 // A verifier holds what the chip's eFuse holds, and decides as the chip does.
+// An RSA-3072 key is used in the same way.
 func ExampleVerifier() {
-	key, err := rsa.GenerateKey(rand.Reader, 3072)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func ExampleVerifier() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	unsigned, err := image.Minimal(image.ESP32C3, image.App{Version: "1.2.3", SecureVersion: 4})
+	unsigned, err := image.Minimal(image.ESP32C6, image.App{Version: "1.2.3", SecureVersion: 4})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func ExampleVerifier() {
 		log.Fatal(err)
 	}
 
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{trusted}, MinSecureVersion: 4}
+	v := secureboot.Verifier{Chip: image.ESP32C6, Trusted: []secureboot.Digest{trusted}, MinSecureVersion: 4}
 	verdict := func(img []byte) error {
 		return v.Verify(context.Background(), bytes.NewReader(img), int64(len(img)))
 	}

@@ -11,7 +11,7 @@ import (
 
 // FuzzVerify: no file of a stranger's is accepted, and each gets one verdict.
 func FuzzVerify(f *testing.F) {
-	rsa, ec, p192 := rsaKey(f, 0), ecKey(f, elliptic.P256()), ecKey(f, secureboot.P192())
+	rsa, ec, p192 := rsaKey(f), ecKey(f, elliptic.P256()), ecKey(f, secureboot.P192())
 	for _, chip := range []image.Chip{image.ESP32, image.ESP32C3, image.ESP32C2} {
 		img := minimal(f, chip, image.App{})
 		f.Add(img)

@@ -154,7 +154,7 @@ func TestZeroVerifierTrustsNobody(t *testing.T) {
 }
 
 func TestMinSecureVersion(t *testing.T) {
-	key := rsaKey(t, 0)
+	key := rsaKey(t)
 	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	file := sign(t, minimal(t, image.ESP32C3, image.App{SecureVersion: 3}), key)
 	b := image.Builder{Header: image.NewHeader(image.ESP32C3)}
@@ -227,7 +227,7 @@ func TestESP32UsesBlock0Alone(t *testing.T) {
 
 // Blocks that are wrong in themselves, but whose CRC is right.
 func TestMalformedBlocks(t *testing.T) {
-	rsa, ec, p384 := rsaKey(t, 0), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
+	rsa, ec, p384 := rsaKey(t), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
 	img := minimal(t, image.ESP32C6, image.App{})
 	for _, test := range []struct {
 		name   string
@@ -239,6 +239,12 @@ func TestMalformedBlocks(t *testing.T) {
 		{"nothing changed", rsa, func([]byte) {}, nil, nil},
 		{"own image digest is ignored", rsa, func(raw []byte) { raw[4] ^= 1 }, nil, nil},
 		{"own image digest is ignored", p384, func(raw []byte) { raw[4] ^= 1 }, nil, nil},
+		{"(r, -s)", ec, func(raw []byte) {
+			slices.Reverse(raw[133:165])
+			s := new(big.Int).SetBytes(raw[133:165])
+			s.Sub(elliptic.P256().Params().N, s).FillBytes(raw[133:165])
+			slices.Reverse(raw[133:165])
+		}, nil, nil},
 		{"version of ECDSA on RSA", rsa, func(raw []byte) { raw[1] = 3 }, nil, secureboot.ErrSignature},
 		{"version of RSA on ECDSA", ec, func(raw []byte) { raw[1] = 2 }, nil, secureboot.ErrSignature},
 		{"version 1", rsa, func(raw []byte) { raw[1] = 1 }, nil, secureboot.ErrSignature},
