@@ -325,6 +325,16 @@ func TestTurn(t *testing.T) {
 	if _, err := chip.Counter(t.Context(), 0); !errors.Is(err, atecc608.ErrTimeout) {
 		t.Errorf("waiting for the turn: %v", err)
 	}
+	shown := make(chan atecc608.Config, 1)
+	go func() { shown <- chip.Config() }()
+	select {
+	case config := <-shown:
+		if !config.Locked() {
+			t.Error("the configuration that is shown is another")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("Config waits for a bus that stands still")
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := chip.Counter(ctx, 0); !errors.Is(err, context.Canceled) {
@@ -478,5 +488,43 @@ func TestReplay(t *testing.T) {
 	}
 	if err := player.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// forgetfulBus lets the chip lose its digest just before a command that needs
+// it, and wakes it again, as traffic to other devices may.
+type forgetfulBus struct {
+	*atecctest.Chip
+	clock  *atecctest.Clock
+	opcode byte
+}
+
+func (b *forgetfulBus) Tx(addr uint16, w, r []byte) error {
+	if b.opcode != 0 && len(w) > 2 && w[0] == 3 && w[2] == b.opcode {
+		b.opcode = 0
+		b.Chip.Tx(addr, []byte{1}, nil)
+		b.Chip.Wake()
+		b.clock.Advance(tWHI)
+	}
+	return b.Chip.Tx(addr, w, r)
+}
+
+func TestLostDigest(t *testing.T) {
+	bus := &forgetfulBus{clock: new(atecctest.Clock), Chip: atecctest.New(atecctest.Options{Config: provisioned(), WakeTime: tWHI})}
+	bus.SetClock(bus.clock.Now)
+	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Clock: bus.clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := generate(t, chip.KeyStore(atecc608.Slots{}), keystore.Enrolment)
+	digest := sha256.Sum256(nil)
+	bus.opcode = 0x41 // Sign
+	signature, err := signer.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Errorf("sign: %v", err)
+	}
+	bus.opcode = 0x45 // Verify
+	if err := chip.Verify(t.Context(), signer.Public().(*ecdsa.PublicKey), digest[:], signature); err != nil {
+		t.Errorf("verify: %v", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 )
 
@@ -65,11 +66,14 @@ type Chip struct {
 	clock   Clock
 	life    context.Context // for calls that have none
 
-	turn chan struct{} // holds one token; who takes it owns what follows
+	turn chan struct{} // holds one token; who takes it owns link, config and empty
 	link link
 
 	config Config              // as last read
 	empty  [numSlots]time.Time // when the slot was last found empty
+
+	mu    sync.Mutex
+	shown Config // config as of the last turn, for those who have none
 }
 
 // Open finds the chip, whatever state it is in, and reads its configuration.
@@ -137,11 +141,12 @@ func (l *call) identify() (Config, error) {
 }
 
 // Config returns the configuration zone as [Open] read it, or as Provision,
-// Plan, or opening a signer has read it since.
+// Plan, or opening a signer has read it since. It does not use the chip, nor
+// wait for a call that does.
 func (c *Chip) Config() Config {
-	c.turn <- struct{}{}
-	defer func() { <-c.turn }()
-	return c.config
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shown
 }
 
 // Address returns the I2C address, 7 bits.

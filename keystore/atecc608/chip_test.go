@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -338,6 +339,8 @@ func TestBadInput(t *testing.T) {
 		"verify garbage":                 {r.chip.Verify(ctx, signer.Public().(*ecdsa.PublicKey), digest[:], []byte{0x30}), atecc608.ErrSignature},
 		"verify digest of 20 bytes":      {r.chip.Verify(ctx, signer.Public().(*ecdsa.PublicKey), digest[:20], nil), atecc608.ErrDigest},
 		"lock a slot that is not for it": {r.chip.LockSlot(ctx, 11), atecc608.ErrSlot},
+		"read at the end of all numbers": {r.chip.ReadSlot(ctx, 9, math.MaxInt-3, make([]byte, 4)), fs.ErrInvalid},
+		"write past a slot's end":        {r.chip.WriteSlot(ctx, 9, 72, make([]byte, 4)), fs.ErrInvalid},
 		"no bus":                         {one(atecc608.Open(ctx, nil, atecc608.Options{})), fs.ErrInvalid},
 		"address of 8 bits":              {one(atecc608.Open(ctx, r.model, atecc608.Options{Address: 0xc0})), fs.ErrInvalid},
 	} {
@@ -359,6 +362,27 @@ func TestBadInput(t *testing.T) {
 	}
 	if err := half.chip.WriteSlot(ctx, 9, 4, make([]byte, 4)); !errors.Is(err, atecc608.ErrDataUnlocked) {
 		t.Errorf("write a word, data zone not locked: %v", err)
+	}
+	public := signer.Public().(*ecdsa.PublicKey)
+	signature, err := signer.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := public.ECDH()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blank := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) { c[86], c[87] = 0x55, 0x55 })}, atecc608.Options{})
+	for chip, want := range map[*atecc608.Chip]error{half.chip: atecc608.ErrDataUnlocked, blank.chip: atecc608.ErrConfigUnlocked} {
+		if err := chip.Verify(ctx, public, digest[:], signature); !errors.Is(err, want) {
+			t.Errorf("verify: %v; want %v", err, want)
+		}
+		if _, err := chip.ECDH(ctx, 0, peer); !errors.Is(err, want) {
+			t.Errorf("ECDH: %v; want %v", err, want)
+		}
+		if err := chip.ReadSlot(ctx, 9, 0, make([]byte, 4)); !errors.Is(err, want) {
+			t.Errorf("read a slot: %v; want %v", err, want)
+		}
 	}
 }
 

@@ -293,8 +293,13 @@ func (c *Chip) Verify(ctx context.Context, key *ecdsa.PublicKey, digest, signatu
 			return err
 		}
 		_, err := l.exec(command{opcode: opVerify, p1: verifyDigest, p2: curveP256, data: data})
-		if errors.Is(err, StatusMismatch) {
+		switch {
+		case errors.Is(err, StatusMismatch):
 			return fmt.Errorf("%w: %w", ErrSignature, err)
+		case errors.Is(err, StatusExecution):
+			if err = l.unlocked(err); err == StatusExecution { // the digest was lost meanwhile
+				return &failure{err: err}
+			}
 		}
 		return err
 	})
@@ -323,8 +328,11 @@ func (c *Chip) ECDH(ctx context.Context, slot int, peer *ecdh.PublicKey) ([]byte
 			return fmt.Errorf("slot %d gives out no shared secret: %w", slot, ErrSlot)
 		}
 		out, err := l.exec(command{opcode: opECDH, p1: compatible, p2: uint16(slot), data: peer.Bytes()[1:], reply: 32})
+		if err != nil {
+			return l.unlocked(err)
+		}
 		secret = append([]byte(nil), out...)
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -471,7 +479,7 @@ func (c *Chip) WriteSlot(ctx context.Context, slot, offset int, data []byte) err
 }
 
 func checkRange(slot, offset, length, unit int) error {
-	if offset < 0 || offset%unit != 0 || length%unit != 0 || offset+length > SlotSize(slot) {
+	if offset < 0 || offset%unit != 0 || length%unit != 0 || length > SlotSize(slot)-offset {
 		return fmt.Errorf("%d bytes at %d: need multiples of %d within the slot's %d bytes: %w", length, offset, unit, SlotSize(slot), fs.ErrInvalid)
 	}
 	return nil
@@ -479,13 +487,27 @@ func checkRange(slot, offset, length, unit int) error {
 
 // whyNot adds to the chip's refusal what its configuration says.
 func (l *call) whyNot(slot int, err error) error {
-	switch {
-	case !errors.Is(err, StatusExecution):
+	err = l.unlocked(err)
+	if err != StatusExecution {
 		return err
+	}
+	return fmt.Errorf("SlotConfig %04x: %w: %w", uint16(l.config.SlotConfig(slot)), ErrSlot, err)
+}
+
+// unlocked adds to a bare refusal that a zone is not locked, if that is so, and
+// passes on any other error.
+func (l *call) unlocked(err error) error {
+	if err != StatusExecution {
+		return err
+	}
+	if err := l.refresh(); err != nil {
+		return err
+	}
+	switch {
 	case !l.config.Locked():
 		return fmt.Errorf("%w: %w", ErrConfigUnlocked, err)
 	case !l.config.DataLocked():
 		return fmt.Errorf("%w: %w", ErrDataUnlocked, err)
 	}
-	return fmt.Errorf("SlotConfig %04x: %w: %w", uint16(l.config.SlotConfig(slot)), ErrSlot, err)
+	return err
 }

@@ -65,7 +65,7 @@ func (c *Chip) inTurn(ctx context.Context, may repeat, f func(*call) error) erro
 	if err := l.take(); err != nil {
 		return err
 	}
-	defer func() { <-c.turn }()
+	defer c.endTurn()
 	for attempt := 1; ; attempt++ {
 		err := f(l)
 		if err == nil {
@@ -85,6 +85,14 @@ func (c *Chip) inTurn(ctx context.Context, may repeat, f func(*call) error) erro
 			return fmt.Errorf("%w; before that: %w", pauseErr, err)
 		}
 	}
+}
+
+// endTurn shows what the turn has read of the configuration.
+func (c *Chip) endTurn() {
+	c.mu.Lock()
+	c.shown = c.config
+	c.mu.Unlock()
+	<-c.turn
 }
 
 // take waits for the caller's turn.
