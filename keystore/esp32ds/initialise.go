@@ -68,7 +68,7 @@ func (s *Store) InitialisationsLeft(ctx context.Context) (int, error) {
 // block (the highest because flash encryption cannot use BLOCK_KEY5 of an
 // ESP32-C3, C6, H2 or S3), and has the chip make a signature with each. It
 // overwrites the private keys and the eFuse key in memory when it is done with
-// them; copies that crypto/rsa made are left to the garbage collector.
+// them; copies that Go's crypto packages made are left to the garbage collector.
 //
 // A power cut at any instant leaves a chip for which the next Initialise does
 // the right thing. Parameters are stored before the eFuse key is burned, so that

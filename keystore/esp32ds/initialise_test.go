@@ -4,16 +4,20 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/big"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds"
@@ -443,6 +447,91 @@ func TestInitialiseCancelled(t *testing.T) {
 	}
 	if _, err := s.InitialisationsLeft(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("InitialisationsLeft: %v", err)
+	}
+}
+
+// cancelling cancels at the first byte that is read.
+type cancelling struct {
+	io.Reader
+	cancel func()
+}
+
+func (c cancelling) Read(p []byte) (int, error) {
+	c.cancel()
+	return c.Reader.Read(p)
+}
+
+// TestGenerateCancelled: making a key cannot be interrupted, waiting for it can.
+func TestGenerateCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	d := newDevice()
+	s := newStore(t, esp32ds.ESP32C3, d.chip, d.records, func(cfg *esp32ds.Config) { cfg.Random = cancelling{rand.Reader, cancel} })
+	before := d.state(t)
+	if err := s.Initialise(ctx, esp32ds.InitialiseOptions{Bits: 2048}); !errors.Is(err, context.Canceled) || d.state(t) != before {
+		t.Errorf("cancelled while a key is made: %v", err)
+	}
+}
+
+// TestSlowGenerateKey: whoever wants a key while keys are being made waits no
+// longer than it wants to.
+func TestSlowGenerateKey(t *testing.T) {
+	opts := small(t)
+	synctest.Test(t, func(t *testing.T) {
+		d := newDevice()
+		s := d.boot(t)
+		generate := opts.GenerateKey
+		opts.GenerateKey = func(ctx context.Context, bits int) (*rsa.PrivateKey, error) {
+			time.Sleep(time.Minute)
+			return generate(ctx, bits)
+		}
+		done := make(chan error)
+		go func() { done <- s.Initialise(t.Context(), opts) }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		if _, err := s.Signer(ctx, keystore.Enrolment); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("impatient: %v after %v", err, time.Since(start))
+		}
+		if _, err := s.Signer(t.Context(), keystore.Enrolment); err != nil || time.Since(start) != 2*time.Minute {
+			t.Errorf("patient: %v after %v", err, time.Since(start))
+		}
+		must(t, <-done)
+	})
+}
+
+// unprotecting is a chip whose blocks stay unprotected, in spite of what it says.
+type unprotecting struct {
+	*dstest.Chip
+	locked uint32 // what of WR_DIS is set all the same
+}
+
+func (u unprotecting) BurnKey(ctx context.Context, block int, key [32]byte) error {
+	err := u.Chip.BurnKey(ctx, block, key)
+	r := u.Chip.Registers()
+	r.BLOCK0[0] = u.locked
+	u.Chip.SetRegisters(r)
+	return err
+}
+
+func (u unprotecting) Protect(context.Context, int) error { return nil }
+
+// TestProtectionThatDoesNotTake: a block that is not seen to be protected is none.
+func TestProtectionThatDoesNotTake(t *testing.T) {
+	ctx := t.Context()
+	for _, locked := range []uint32{0, 1 << (23 + 5), 1 << (8 + 5)} {
+		d := newDevice()
+		s := newStore(t, esp32ds.ESP32C3, d.chip, d.records, func(cfg *esp32ds.Config) { cfg.EFuse = unprotecting{d.chip, locked} })
+		for range 2 {
+			if err := s.Initialise(ctx, small(t)); !errors.Is(err, esp32ds.ErrFail) {
+				t.Errorf("WR_DIS %#x: %v", locked, err)
+			}
+		}
+		if _, err := s.Signer(ctx, keystore.Enrolment); !errors.Is(err, fs.ErrNotExist) || d.used() != 1 {
+			t.Errorf("WR_DIS %#x: Signer: %v, %d key blocks used", locked, err, d.used())
+		}
+		must(t, d.boot(t).Initialise(ctx, small(t)))
+		identities(t, d.boot(t))
 	}
 }
 

@@ -118,6 +118,7 @@ func (p *Params) newCBC(hmacKey [32]byte, mode func(cipher.Block, []byte) cipher
 	h.Write(bytes.Repeat([]byte{0xff}, 32))
 	key := h.Sum(nil)
 	defer clear(key)
+	defer clear(hmacKey[:])        // the copy, which escapes to the heap
 	block, _ := aes.NewCipher(key) // 32 bytes are a good key
 	return mode(block, p.data[ivOffset:cOffset])
 }

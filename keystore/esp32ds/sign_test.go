@@ -340,6 +340,43 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
+// stuck is a driver that ignores its context.
+type stuck struct {
+	*dstest.Chip
+	wait time.Duration
+}
+
+func (s stuck) Sign(_ context.Context, block int, params, message []byte) ([]byte, error) {
+	time.Sleep(s.wait)
+	return s.Chip.Sign(context.Background(), block, params, message)
+}
+
+// TestStuck: only the signature that the driver is busy with waits for it.
+func TestStuck(t *testing.T) {
+	key := loadKey(t, "rsa2048-esk")
+	synctest.Test(t, func(t *testing.T) {
+		chip := dstest.New(esp32ds.ESP32C3)
+		signer := hold(t, esp32ds.ESP32C3, chip, key, func(cfg *esp32ds.Config) {
+			cfg.Peripheral = stuck{chip, time.Hour}
+			cfg.Timeout = time.Second
+		})
+		digest := sha256.Sum256(nil)
+		first := make(chan error)
+		go func() {
+			_, err := signer.Sign(nil, digest[:], crypto.SHA256)
+			first <- err
+		}()
+		synctest.Wait()
+		start := time.Now()
+		if _, err := signer.Sign(nil, digest[:], crypto.SHA256); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("the second: %v after %v", err, time.Since(start))
+		}
+		if err := <-first; err != nil || time.Since(start) != time.Hour {
+			t.Errorf("the first: %v after %v", err, time.Since(start))
+		}
+	})
+}
+
 func TestBusy(t *testing.T) {
 	const timeout = 1001 * time.Millisecond // ends between two tries
 	key := loadKey(t, "rsa2048-esk")
