@@ -164,6 +164,8 @@ func (k keyConfig) private() bool  { return k&1 != 0 }
 func (k keyConfig) pubInfo() bool  { return k&2 != 0 }
 func (k keyConfig) kind() int      { return int(k >> 2 & 7) }
 func (k keyConfig) lockable() bool { return k&0x20 != 0 }
+func (k keyConfig) reqAuth() bool  { return k&0x80 != 0 } // used only after CheckMac with authKey
+func (k keyConfig) authKey() int   { return int(k >> 8 & 0xf) }
 func (k keyConfig) latched() bool  { return k&0x1000 != 0 } // used only when the persistent latch is set
 
 // isPrivateKey reports whether the slot is for a P-256 private key.
@@ -249,23 +251,24 @@ func (m *memory) setCounter(i int, v uint32) {
 
 // use reports whether a key may be used, and counts the use if its uses are
 // limited by counter 0.
-func (m *memory) use(slot int) bool {
-	if m.keyConfig(slot).latched() && !m.latch {
+func (c *Chip) use(slot int) bool {
+	k := c.keyConfig(slot)
+	if k.latched() && !c.latch || k.reqAuth() && c.authSlot != k.authKey()+1 {
 		return false
 	}
-	if !m.slotConfig(slot).limitedUse() {
+	if !c.slotConfig(slot).limitedUse() {
 		return true
 	}
 	limit := uint32(maxCounter)
-	if match := m.config[cfgCountMatch]; match&1 != 0 {
-		s := m.slots[match>>4] // the limit, twice
+	if match := c.config[cfgCountMatch]; match&1 != 0 {
+		s := c.slots[match>>4] // the limit, twice
 		limit = min(limit, littleEndian(s[0:4]), littleEndian(s[4:8]))
 	}
-	n := m.counter(0)
+	n := c.counter(0)
 	if n >= limit {
 		return false
 	}
-	m.setCounter(0, n+1)
+	c.setCounter(0, n+1)
 	return true
 }
 

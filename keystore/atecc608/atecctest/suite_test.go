@@ -320,3 +320,25 @@ func TestSuiteAwake(t *testing.T) {
 		t.Errorf("counter: % x", reply)
 	}
 }
+
+// A key that wants an authorisation works after CheckMac with the right key,
+// until the chip sleeps.
+func TestAuthorisation(t *testing.T) {
+	key := unhex(t, slot4Key)
+	l := locked(t, true)
+	l.chip.Configure(func(config *[128]byte) { copy(config[100:], []byte{0x93, 0x04}) }) // slot 2, by slot 4
+	l.get(64, 0x40, 4, 2)
+	refused := func() {
+		t.Helper()
+		l.want(ok, 0x16, 0x43, 0, make([]byte, 32))
+		l.want(exec, 0x41, 0xa0, 2)
+	}
+	refused()
+	l.checkMac(0, 1, bytes.Repeat([]byte{0xff}, 32), make([]byte, 32)) // another key
+	refused()
+	l.checkMac(0, 4, key, make([]byte, 32))
+	l.sign(2, make([]byte, 32))
+	l.wake()
+	l.chip.Tx(0x60, []byte{1}, nil)
+	refused()
+}

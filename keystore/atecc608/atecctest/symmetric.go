@@ -157,8 +157,8 @@ func (c *Chip) checkMac(p packet) ([]byte, byte) {
 	if !c.configLocked() {
 		return nil, statusExec
 	}
-	c.authSlot = 0
 	first, second, ok := c.macBlocks(p.p1, int(p.p2), p.data[:challenge])
+	c.authSlot = 0
 	if !ok {
 		return nil, statusExec
 	}
