@@ -36,14 +36,15 @@ import (
 // Test makes some hundred signatures. It counts the process's goroutines and, where
 // the system tells, its file descriptors; therefore nothing else should start or end
 // meanwhile. A call that ignores the end of its context is given up after 10
-// seconds, one that does not return at all after a minute. When ctx ends Test
-// returns early with what it found and the context's error.
+// seconds, one that does not return at all (Sign and Close have no context) after a
+// minute; then no more calls are made. When ctx ends Test returns early with what it
+// found and the context's error.
 func Test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error)) error {
-	return test(ctx, open, patience)
+	return test(ctx, open, patience, callLimit)
 }
 
-func test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error), patience time.Duration) error {
-	c := &checker{ctx: ctx, opener: open, patience: patience}
+func test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error), patience, limit time.Duration) error {
+	c := &checker{ctx: ctx, opener: open, patience: patience, limit: limit}
 	if err := guard(func() error { c.run(); return nil }); err != nil {
 		c.found("the store %w; contract: it never panics", err)
 	}
@@ -71,10 +72,16 @@ type checker struct {
 	opened []keystore.KeyStore
 
 	patience time.Duration // for a call to notice that its context has ended
+	limit    time.Duration // for a call whose context does not end
 
 	mu       sync.Mutex
 	findings []error
+	hung     bool // a call has not returned; no further ones are made
 }
+
+// errHung is the finding after which Test makes no further calls: they would hang
+// as well, each for as long as Test has patience.
+var errHung = errors.New("the call does not return; nothing more was tried")
 
 // found records a finding: what was checked, what happened and, after "contract:",
 // what should have.
@@ -84,7 +91,18 @@ func (c *checker) found(format string, args ...any) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.findings = append(c.findings, fmt.Errorf("keystoretest: "+format, args...))
+	if c.hung {
+		return // what fails then was not tried
+	}
+	finding := fmt.Errorf("keystoretest: "+format, args...)
+	c.findings = append(c.findings, finding)
+	c.hung = errors.Is(finding, errHung)
+}
+
+func (c *checker) hangs() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hung
 }
 
 // run goes from the states that a device passes only once to those it stays in.
@@ -177,16 +195,23 @@ func (c *checker) checkSame(role keystore.Role, id [32]byte, ks keystore.KeyStor
 	}
 }
 
-// checkRestart opens the store anew and compares the keys.
+// checkRestart opens the store anew and compares the keys, and once more and asks
+// for keys that it has but has not opened yet to be made.
 func (c *checker) checkRestart(keys map[keystore.Role][32]byte) {
 	c.close()
-	ks := c.open()
-	if ks == nil {
+	ks, unused := c.open(), c.open()
+	if ks == nil || unused == nil {
 		return
 	}
+	generator, generates := unused.(keystore.Generator)
 	for _, role := range roles {
-		if id, ok := keys[role]; ok {
-			c.checkSame(role, id, ks, "reopening the store")
+		id, ok := keys[role]
+		if !ok {
+			continue
+		}
+		c.checkSame(role, id, ks, "reopening the store")
+		if generates {
+			c.checkNoOverwrite(role, id, generator)
 		}
 	}
 }
@@ -235,7 +260,7 @@ func (c *checker) public(role keystore.Role, signer crypto.Signer) (id [32]byte,
 // open opens the store once more; it returns nil, and has recorded why, if that
 // fails.
 func (c *checker) open() keystore.KeyStore {
-	ks, err := within(c.ctx, c.patience, c.opener)
+	ks, err := within(c, c.ctx, c.opener)
 	if err == nil && ks == nil {
 		err = errors.New("no store and no error")
 	}
@@ -250,7 +275,8 @@ func (c *checker) open() keystore.KeyStore {
 func (c *checker) close() {
 	for _, ks := range c.opened {
 		if closer, ok := ks.(io.Closer); ok {
-			if err := guard(closer.Close); err != nil {
+			shut := func(context.Context) (struct{}, error) { return struct{}{}, closer.Close() }
+			if _, err := within(c, context.WithoutCancel(c.ctx), shut); err != nil {
 				c.found("Close: %w; contract: a store closes without an error", err)
 			}
 		}
@@ -267,23 +293,27 @@ func (c *checker) generate(ctx context.Context, ks keystore.Generator, role keys
 }
 
 func (c *checker) call(ctx context.Context, name string, f func(context.Context) (crypto.Signer, error)) (crypto.Signer, error) {
-	signer, err := within(ctx, c.patience, f)
+	signer, err := within(c, ctx, f)
 	if err == nil && signer == nil {
 		err = fmt.Errorf("%s returned no signer and no error", name)
 	}
 	return signer, err
 }
 
-// within calls f with a context that ends after callLimit at the latest, and
-// returns an error if f panics or has not returned when patience is at its end
-// after the end of its context.
-func within[T any](ctx context.Context, patience time.Duration, f func(context.Context) (T, error)) (T, error) {
+// within calls f with a context that ends after the limit at the latest, and
+// returns an error if f panics, errHung if it has not returned when patience is at
+// its end after the end of its context.
+func within[T any](c *checker, ctx context.Context, f func(context.Context) (T, error)) (T, error) {
+	var zero T
+	if c.hangs() {
+		return zero, errHung
+	}
 	ended := ctx.Done()
 	if counting, ok := ctx.(*countdown); ok {
 		ended = counting.Context.Done() // only f's looks count
 	} else {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callLimit)
+		ctx, cancel = context.WithTimeout(ctx, c.limit)
 		defer cancel()
 	}
 	type outcome struct {
@@ -299,7 +329,7 @@ func within[T any](ctx context.Context, patience time.Duration, f func(context.C
 		})
 		done <- o
 	}()
-	timer := time.NewTimer(callLimit + patience)
+	timer := time.NewTimer(c.limit + c.patience)
 	defer timer.Stop()
 	for {
 		select {
@@ -307,10 +337,9 @@ func within[T any](ctx context.Context, patience time.Duration, f func(context.C
 			return o.value, o.err
 		case <-ended:
 			ended = nil
-			timer.Reset(patience)
+			timer.Reset(c.patience)
 		case <-timer.C:
-			var zero T
-			return zero, errors.New("the call has not returned although its context has ended")
+			return zero, errHung
 		}
 	}
 }

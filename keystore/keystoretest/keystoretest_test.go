@@ -45,15 +45,18 @@ func (c *chip) open(context.Context) (keystore.KeyStore, error) {
 	case c.fault == "opens nothing":
 		return nil, nil
 	case c.fault == "forgets":
-		return &generator{&chip{keys: make(map[keystore.Role]*signer)}}, nil
+		return &generator{chip: &chip{keys: make(map[keystore.Role]*signer)}}, nil
 	case c.fault == "generates at times" && c.opens%2 == 0:
-		return reader{&generator{c}}, nil
+		return reader{&generator{chip: c}}, nil
 	}
-	return &generator{c}, nil
+	return &generator{chip: c}, nil
 }
 
 // generator is an open chip.
-type generator struct{ *chip }
+type generator struct {
+	*chip
+	seen map[keystore.Role]bool // the roles whose keys it has opened
+}
 
 // reader hides that a store can make keys.
 type reader struct{ keystore.KeyStore }
@@ -113,6 +116,11 @@ func (g *generator) Signer(ctx context.Context, role keystore.Role) (crypto.Sign
 	}
 	g.slot = key
 	switch g.fault {
+	case "overwrites what it has not opened":
+		if g.seen == nil {
+			g.seen = make(map[keystore.Role]bool)
+		}
+		g.seen[role] = true
 	case "exposes":
 		return key.private, nil
 	case "exposes by a method":
@@ -144,6 +152,16 @@ func (g *generator) Generate(ctx context.Context, role keystore.Role) (crypto.Si
 		defer g.mu.Unlock()
 		g.keys[role] = key
 		return key, nil
+	case "overwrites what it has not opened":
+		g.mu.Lock()
+		cold := !g.seen[role]
+		if cold {
+			g.keys[role] = key
+		}
+		g.mu.Unlock()
+		if cold {
+			return key, nil
+		}
 	case "races":
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -221,6 +239,8 @@ func (s *signer) Public() crypto.PublicKey {
 func (s *signer) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	private := s.private
 	switch {
+	case s.is("hangs in Sign"):
+		select {}
 	case s.is("changes its key when it signs"):
 		s.private, _ = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		private = s.private
@@ -315,7 +335,7 @@ func TestGoodStores(t *testing.T) {
 		{"generator with both keys", existing.open},
 		{"generator with one of two keys", half.open},
 		{"generator of one key for both roles", newChip("one key").open},
-		{"read-only with one of two keys", always(reader{&generator{readOnly}})},
+		{"read-only with one of two keys", always(reader{&generator{chip: readOnly}})},
 		{"Static P-256", always(keystore.Static(p256))},
 		{"Static P-384", always(keystore.Static(newECDSA(t, elliptic.P384())))},
 		{"Static RSA-3072", always(keystore.Static(rsaKey))},
@@ -350,7 +370,7 @@ func TestBrokenStores(t *testing.T) {
 		"fails to close":                 "Close: bus error",
 		"forgets":                        "after reopening the store Signer fails",
 		"generates at times":             "that makes keys, then a",
-		"hangs":                          "has not returned although its context has ended",
+		"hangs":                          "Signer with a cancelled context: the call does not return",
 		"keeps a cancelled key":          "after Generate failed with its context's error Signer gives: no error",
 		"leaks descriptors":              "file descriptors open; contract: a signer needs no closing",
 		"leaks goroutines":               "goroutines running; contract: a signer needs no closing",
@@ -382,7 +402,7 @@ func TestBrokenStores(t *testing.T) {
 					f.Close()
 				}
 			}()
-			wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond), want)
+			wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond, callLimit), want)
 		})
 	}
 }
@@ -432,6 +452,25 @@ func wantFinding(t *testing.T, err error, want string) {
 	}
 	if !strings.Contains(err.Error(), want) {
 		t.Errorf("got:\n%v\nwant a finding with %q", err, want)
+	}
+}
+
+// Which keys there are a store learns from its medium, not from what it has opened.
+func TestOverwritesAfterRestart(t *testing.T) {
+	c := newChip("overwrites what it has not opened")
+	for _, role := range roles {
+		c.keys[role] = &signer{chip: c, private: newECDSA(t, elliptic.P256())}
+	}
+	wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond, callLimit), "esk: Generate on an existing key: no error")
+}
+
+// A Sign that does not return is one finding, and the end.
+func TestSignHangs(t *testing.T) {
+	ks := keystore.Static(&signer{private: newECDSA(t, elliptic.P256()), fault: "hangs in Sign"})
+	err := test(t.Context(), always(ks), 10*time.Millisecond, time.Second)
+	wantFinding(t, err, "signing with ecdsa_secp256r1_sha256: the call does not return")
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("several findings:\n%v", err)
 	}
 }
 

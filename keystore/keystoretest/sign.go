@@ -2,6 +2,7 @@ package keystoretest
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -146,14 +147,7 @@ func (c *checker) checkDigests(role keystore.Role, signer crypto.Signer, generat
 		}
 		size := s.hash.Size()
 		for _, n := range []int{0, 1, size - 1, size + 1, 2 * size} {
-			var signature []byte
-			err := guard(func() (err error) {
-				signature, err = signer.Sign(rand.Reader, make([]byte, n), s.opts())
-				if err == nil {
-					return nil
-				}
-				return refusal{err}
-			})
+			signature, err := c.sign(signer, make([]byte, n), s.opts())
 			var refused refusal
 			switch {
 			case err == nil:
@@ -238,19 +232,30 @@ type refusal struct{ error }
 func (r refusal) Unwrap() error { return r.error }
 
 func (c *checker) signAndVerify(signer crypto.Signer, s scheme, digest []byte) error {
+	given, pub := bytes.Clone(digest), signer.Public()
+	signature, err := c.sign(signer, given, s.opts())
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(given, digest) {
+		return errors.New("signing changed the caller's digest")
+	}
 	return guard(func() error {
-		given, pub := bytes.Clone(digest), signer.Public()
-		signature, err := signer.Sign(rand.Reader, given, s.opts())
-		if err != nil {
-			return refusal{err}
-		}
-		if !bytes.Equal(given, digest) {
-			return errors.New("signing changed the caller's digest")
-		}
 		if !equal(pub, signer.Public()) {
 			return errors.New("signing changed the public key")
 		}
 		return s.verify(pub, digest, signature)
+	})
+}
+
+// sign makes a signature, or returns a refusal, or says what else went wrong.
+func (c *checker) sign(signer crypto.Signer, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return within(c, c.ctx, func(context.Context) ([]byte, error) {
+		signature, err := signer.Sign(rand.Reader, digest, opts)
+		if err != nil {
+			return nil, refusal{err}
+		}
+		return signature, nil
 	})
 }
 
