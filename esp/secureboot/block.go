@@ -95,7 +95,7 @@ func newBlock(public crypto.PublicKey) (*block, error) {
 		err = fmt.Errorf("%T is neither *rsa.PublicKey nor *ecdsa.PublicKey", public)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("secureboot: public key: %w", err)
+		return nil, fmt.Errorf("public key: %w", err)
 	}
 	b := &block{raw: make([]byte, blockSize), key: key}
 	b.raw[0] = blockMagic

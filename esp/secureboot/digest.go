@@ -32,7 +32,7 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 func KeyDigest(public crypto.PublicKey) (Digest, error) {
 	b, err := newBlock(public)
 	if err != nil {
-		return Digest{}, err
+		return Digest{}, fmt.Errorf("secureboot: %w", err)
 	}
 	return b.keyDigest(), nil
 }

@@ -50,7 +50,7 @@ func SignAt(random io.Reader, img io.ReaderAt, size int64, keys ...crypto.Signer
 	for i, key := range keys {
 		b, err := newBlock(key.Public())
 		if err != nil {
-			return nil, 0, fmt.Errorf("key %d: %w", i, err)
+			return nil, 0, fmt.Errorf("secureboot: key %d: %w", i, err)
 		}
 		slot, err := used.take(m.Header.Chip, b.keyDigest())
 		if err != nil {

@@ -188,6 +188,8 @@ func TestSignErrors(t *testing.T) {
 	} {
 		if _, err := secureboot.Sign(rand.Reader, test.img, test.key); err == nil || test.want != nil && !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
+		} else if !strings.HasPrefix(err.Error(), "secureboot: ") || strings.Count(err.Error(), "secureboot: ") != 1 {
+			t.Errorf("%s: %q does not say once where it comes from", name, err)
 		}
 	}
 	if _, err := secureboot.Sign(rand.Reader, img); err == nil {
