@@ -228,6 +228,13 @@ func TestSuiteDerivation(t *testing.T) {
 	if got := l.get(32, 0x47, 2, 1, message[64:]); !bytes.Equal(got, mac.Sum(nil)) {
 		t.Errorf("HMAC with TempKey: %x, want %x", got, mac.Sum(nil))
 	}
+	l.want(ok, 0x47, 4, 4)
+	l.want(ok, 0x47, 1, 64, message[:64])
+	if got := l.get(32, 0x47, 0x42, 1, message[64:]); !bytes.Equal(got, mac.Sum(nil)) { // also to the digest buffer
+		t.Errorf("HMAC with slot 4: %x, want %x", got, mac.Sum(nil))
+	}
+	public := l.get(64, 0x40, 4, 2)
+	l.verify(public, mac.Sum(nil), l.get(64, 0x41, 0xa0, 2))
 
 	extract := func(key, message []byte) []byte {
 		h := hmac.New(sha256.New, key)
