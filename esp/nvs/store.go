@@ -7,9 +7,11 @@ import (
 	"io/fs"
 )
 
-// The methods of store.Store and store.Creator: records are blobs, and names
-// are 1 to 15 characters of a-z, 0-9 and -. Nothing waits, so the context is
-// only looked at before anything is done.
+// The methods of store.Store and store.Creator: records are blobs of at most
+// maxRecord bytes, and names are 1 to 15 characters of a-z, 0-9 and -. Nothing
+// waits, so the context is only looked at before anything is done.
+
+const maxRecord = 64 << 10 // store.MaxSize
 
 // Get returns a copy of a record. An absent one is fs.ErrNotExist; if the
 // partition is damaged, so that it may once have been there, [ErrDamaged].
@@ -21,9 +23,9 @@ func (n *Namespace) Get(ctx context.Context, name string) ([]byte, error) {
 }
 
 // Put writes a record, whether or not one is there. A cut leaves the old one
-// or the new one.
+// or the new one. More than 64 KiB are fs.ErrInvalid.
 func (n *Namespace) Put(ctx context.Context, name string, data []byte) error {
-	if err := checkRecord(ctx, name); err != nil {
+	if err := checkData(ctx, name, data); err != nil {
 		return err
 	}
 	return n.SetBlob(name, data)
@@ -50,9 +52,9 @@ func (n *Namespace) Delete(ctx context.Context, name string) error {
 
 // Create writes a record only if there is none: an existing one, a value of
 // any type, is fs.ErrExist. If the partition is damaged, so that there may be
-// one, it is [ErrDamaged].
+// one, it is [ErrDamaged]. More than 64 KiB are fs.ErrInvalid.
 func (n *Namespace) Create(ctx context.Context, name string, data []byte) error {
-	if err := checkRecord(ctx, name); err != nil {
+	if err := checkData(ctx, name, data); err != nil {
 		return err
 	}
 	n.p.mu.Lock()
@@ -73,6 +75,16 @@ func (n *Namespace) Create(ctx context.Context, name string, data []byte) error 
 		return n.wrap(name, err)
 	}
 	return n.wrap(name, n.put(name, Blob, data))
+}
+
+func checkData(ctx context.Context, name string, data []byte) error {
+	if err := checkRecord(ctx, name); err != nil {
+		return err
+	}
+	if len(data) > maxRecord {
+		return fmt.Errorf("nvs: record %q of %d bytes, the most is %d: %w", name, len(data), maxRecord, fs.ErrInvalid)
+	}
+	return nil
 }
 
 func checkRecord(ctx context.Context, name string) error {
