@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +15,9 @@ import (
 
 // generate makes a partition from the CSV of Espressif's nvs_partition_gen:
 // columns key, type, encoding and value; the type is namespace, data, or file,
-// where value names a file with the data, relative to the CSV.
+// where value names a file with the data, relative to the CSV or, as that
+// generator has it, to the current folder. Lines that begin with # are comments.
+// A namespace without values is left out.
 func (t *tool) generate(args []string) error {
 	rows, err := readCSV(args[0])
 	if err != nil {
@@ -65,7 +68,9 @@ func readCSV(name string) ([]row, error) {
 	}
 	defer f.Close()
 	r := csv.NewReader(f)
-	r.FieldsPerRecord = 4
+	r.Comment = '#'
+	r.LazyQuotes = true    // as Python has it: a quote within a value is a quote
+	r.FieldsPerRecord = -1 // a namespace needs no more than its name and type
 	head, err := r.Read()
 	if err != nil {
 		return nil, err
@@ -83,6 +88,12 @@ func readCSV(name string) ([]row, error) {
 			return nil, err
 		}
 		line, _ := r.FieldPos(0)
+		if len(rec) == 2 && rec[1] == "namespace" {
+			rec = append(rec, "", "")
+		}
+		if len(rec) != len(head) {
+			return nil, fmt.Errorf("line %d: %d columns, want %d (is a comma within a value not quoted?)", line, len(rec), len(head))
+		}
 		rows = append(rows, row{line, rec[0], rec[1], rec[2], rec[3]})
 	}
 }
@@ -96,10 +107,7 @@ func (r *row) store(p *nvs.Partition, namespace, dir string) error {
 	switch r.typ {
 	case "data":
 	case "file":
-		if !filepath.IsAbs(value) {
-			value = filepath.Join(dir, value)
-		}
-		b, err := os.ReadFile(value)
+		b, err := readBeside(dir, value)
 		if err != nil {
 			return err
 		}
@@ -108,4 +116,18 @@ func (r *row) store(p *nvs.Partition, namespace, dir string) error {
 		return fmt.Errorf("no type %q: namespace, data and file are", r.typ)
 	}
 	return store(p, namespace, r.key, r.encoding, value)
+}
+
+// readBeside reads a file that is named relative to dir or to the current folder.
+func readBeside(dir, name string) ([]byte, error) {
+	if filepath.IsAbs(name) {
+		return os.ReadFile(name)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		if b, err2 := os.ReadFile(name); err2 == nil {
+			return b, nil
+		}
+	}
+	return b, err
 }

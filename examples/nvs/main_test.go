@@ -137,6 +137,34 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
+// TestGenerateTakes: what Espressif's generator takes besides the plainest CSV.
+func TestGenerateTakes(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := os.Mkdir("sub", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"sub/beside.txt": "beside the CSV",
+		"here.hex":       "00ff10\n",
+		"sub/in.csv": "# comment, with a comma\r\nkey,type,encoding,value\r\n# another \"one\"\r\n\r\nn,namespace\r\n" +
+			"ten,data,u8,010\r\nhex,data,i16,-0x10\r\njson,data,string,{\"a\":1}\r\n" +
+			"lines,data,string,\"one, \"\"two\"\"\n# three\"\r\nbeside,file,string,beside.txt\r\nhere,file,hex2bin,here.hex\r\n",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(t, "generate", "sub/in.csv", "out.bin")
+	for key, want := range map[string]string{
+		"ten": "10", "hex": "-16", "json": `{"a":1}`, "lines": "one, \"two\"\n# three", "beside": "beside the CSV", "here": "00ff10",
+	} {
+		if got := do(t, "get", "out.bin", "n", key); got != want+"\n" {
+			t.Errorf("%s: %q, want %q", key, got, want)
+		}
+	}
+}
+
 func TestSecretsAreHidden(t *testing.T) {
 	dir := vectors(t)
 	image := filepath.Join(dir, "small_plain.bin")
@@ -234,7 +262,9 @@ func TestErrors(t *testing.T) {
 		"n,namespace,,\nk,data,hex2bin,abc":             "odd length",
 		"n,namespace,,\nk,thing,u8,1\n":                 `no type "thing"`,
 		"n,namespace,,\nk,file,binary,no.bi":            "no.bi",
-		"n,namespace,,\nk,data\n":                       "wrong number of fields",
+		"n,namespace,,\nk,data\n":                       "line 3: 2 columns, want 4",
+		"n,namespace,,\nk,data,string,a,b\n":            "line 3: 5 columns, want 4",
+		"n,namespace,,\nk,data,u8,0o7\n":                `parsing "0o7"`,
 		"n,namespace,,\na key that is long,data,u8,1\n": "need 1 to 15",
 	} {
 		err := run([]string{"generate", csv(head + text), path("o2")}, io.Discard, io.Discard)

@@ -31,18 +31,22 @@ var encodings = map[string]func(ns *nvs.Namespace, key, text string) error{
 	"base64":  blob(base64.StdEncoding.DecodeString),
 }
 
-// integer stores an integer in any of Go's notations: 10, -10, 0x0A.
+// integer stores an integer that is written in decimal, as Espressif's
+// generator takes it (010 is ten), or with 0x in hexadecimal.
 func integer[T nvs.Integer](bits int, signed bool) func(*nvs.Namespace, string, string) error {
 	return func(ns *nvs.Namespace, key, text string) error {
-		text = strings.TrimSpace(text)
+		text, base := strings.TrimSpace(text), 10
+		if strings.Contains(strings.ToLower(text), "0x") {
+			base = 0
+		}
 		if signed {
-			v, err := strconv.ParseInt(text, 0, bits)
+			v, err := strconv.ParseInt(text, base, bits)
 			if err != nil {
 				return err
 			}
 			return nvs.SetInt(ns, key, T(v))
 		}
-		v, err := strconv.ParseUint(text, 0, bits)
+		v, err := strconv.ParseUint(text, base, bits)
 		if err != nil {
 			return err
 		}
