@@ -171,6 +171,9 @@ func (s *Server) batch(name string) (*batch, error) {
 	if b == nil {
 		return nil, fmt.Errorf("quarklinktest: there is no batch %q", name)
 	}
+	if b.awaited {
+		return nil, fmt.Errorf("quarklinktest: batch %q of the snapshot is to be added again by AddBatch first", name)
+	}
 	return b, nil
 }
 

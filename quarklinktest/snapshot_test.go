@@ -2,6 +2,7 @@ package quarklinktest_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/quarklink-go/quarklink"
@@ -50,6 +51,13 @@ func TestSnapshot(t *testing.T) {
 	second := newServer(t, quarklinktest.Options{InMemory: true, Snapshot: snapshot})
 	if !second.Instance().Root.Equal(first.Instance().Root) {
 		t.Error("another root")
+	}
+	// What AddBatch would replace is not taken before it.
+	if second.Publish("one", quarklinktest.Firmware{Image: strings.NewReader("image"), AsIs: true}) == nil {
+		t.Error("an image was published to a batch that is yet to be added")
+	}
+	if len(second.Devices("one")) != 1 {
+		t.Error("the snapshot's device is not in its batch")
 	}
 	again, after := live(second, quarklinktest.Batch{Name: "one"})
 	if again != id || !after.Certificate.Equal(before.Certificate) || len(second.Certificates(id)) != 1 {
