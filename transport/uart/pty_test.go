@@ -72,9 +72,9 @@ func TestPTY(t *testing.T) {
 				setRaw(t, devicePort)
 				tool := testTool(t)
 				tool.RootCA, tool.MaxReply, tool.NoTerminator = testRoot(t, root), DeviceMaxReply, noTerminator
-				ids := make(chan string, 1)
+				ids := make(chan string, 100) // on a busy machine the device asks again
 				tool.OnDeviceID = func(_ context.Context, id string) error { ids <- id; return nil }
-				lines := make(chan string, 1)
+				lines := make(chan string, 100)
 				tool.OnLine = func(line []byte) { lines <- string(line) }
 				stop := serve(t, tool, toolPort)
 
