@@ -261,6 +261,23 @@ func TestSuiteDerivation(t *testing.T) {
 	aesOfTempKey(t, l)
 }
 
+// A random nonce in TempKey is signed by way of the digest buffer, which leaves
+// TempKey as it is, and verified from there with a stored key.
+func TestSuiteVerifyTempKey(t *testing.T) {
+	l := locked(t, true)
+	public := l.get(64, 0x40, 4, 2)
+	padded := bytes.Join([][]byte{make([]byte, 4), public[:32], make([]byte, 4), public[32:], make([]byte, 24)}, nil)
+	for block := range uint16(3) {
+		l.want(ok, 0x12, 0x82, block<<8|15<<3, padded[32*block:32*block+32])
+	}
+	s := l.nonce()
+	signature := l.sign(2, s.temp)
+	l.want(ok, 0x45, 0x00, 15, signature)
+	l.want(exec, 0x45, 0x00, 15, signature) // TempKey is spent
+	l.nonce()
+	l.want(mismatch, 0x45, 0x00, 15, signature)
+}
+
 // SecureBoot with the digest kept in a slot, encrypted and proved by a MAC.
 func TestSuiteSecureBoot(t *testing.T) {
 	io := unhex(t, slot4Key)
