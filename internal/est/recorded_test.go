@@ -199,7 +199,7 @@ func TestRecordedIsComplete(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if dir != "" && len(files) != len(listed) {
+		if dir != "" && len(files) < len(listed) || dir == "testdata" && len(files) != len(listed) {
 			t.Errorf("%s has %d answers, the table %d", dir, len(files), len(listed))
 		}
 		for _, file := range files {
