@@ -98,6 +98,19 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
+// TestSignatureSchemes: PSS first, for TLS 1.3 takes nothing else, and a list of
+// the caller's own.
+func TestSignatureSchemes(t *testing.T) {
+	signer := hold(t, esp32ds.ESP32C3, dstest.New(esp32ds.ESP32C3), loadKey(t, "rsa2048-esk"))
+	for range 2 {
+		schemes := signer.SignatureSchemes()
+		if want := []uint16{0x0804, 0x0805, 0x0806, 0x0401, 0x0501, 0x0601}; !slices.Equal(schemes, want) {
+			t.Errorf("%#x", schemes)
+		}
+		clear(schemes)
+	}
+}
+
 func TestSignRefuses(t *testing.T) {
 	chip := dstest.New(esp32ds.ESP32C3)
 	signer := hold(t, esp32ds.ESP32C3, chip, loadKey(t, "rsa2048-esk"))
