@@ -193,11 +193,16 @@ func (d *Device) settle(ctx context.Context) error {
 	heard := start  // when something other than console lines came last
 	before := start // the same when the current line began
 	d.line.reset()
-	for {
+	again := false // has looked once more; once will do, for a console may never rest
+	for until := heard.Add(silence); ; {
 		now := time.Now()
-		if now.Sub(heard) >= silence {
-			d.late = false
-			return nil
+		if late := now.Sub(until); late >= 0 {
+			if again || late < time.Millisecond {
+				d.late = false
+				return nil
+			}
+			// As in await: what came while we were away is still in the port.
+			again, until = true, now.Add(doze)
 		}
 		if now.Sub(start) >= silence+limit {
 			if !d.late {
@@ -205,10 +210,11 @@ func (d *Device) settle(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w: the line does not fall silent", ErrReply)
 		}
-		n, err := d.read(ctx, heard.Add(silence))
+		n, err := d.read(ctx, until)
 		if err != nil {
 			return err
 		}
+		was := heard
 		now = time.Now()
 		for _, b := range d.chunk[:n] {
 			heard = now
@@ -220,6 +226,9 @@ func (d *Device) settle(ctx context.Context) error {
 			}
 			before = heard
 			d.line.reset()
+		}
+		if heard != was {
+			until = heard.Add(silence)
 		}
 	}
 }

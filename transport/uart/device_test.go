@@ -166,6 +166,20 @@ func TestDeviceBusyMachine(t *testing.T) {
 	})
 }
 
+// Nor is what came during the absence left for the answer to the next question.
+func TestDeviceDrainsOnABusyMachine(t *testing.T) {
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		device := d.Port.(*end)
+		d.Port = busy{device}
+		play(t, tool, says("correct horse\n"))
+		time.AfterFunc(10*time.Millisecond, func() { tool.Write([]byte("battery staple\n")) })
+		if password, err := d.Password(t.Context()); password != "correct horse" || err != nil {
+			t.Errorf("%q, %v", password, err)
+		}
+		d.Port = device
+	})
+}
+
 // A reply that is still coming in at the time-out is not cut there.
 func TestDeviceSlowReply(t *testing.T) {
 	for _, terminator := range []string{"", "\n"} {
