@@ -270,16 +270,21 @@ func TestHalfErased(t *testing.T) {
 			for _, kind := range []int{1, len(tears) - 1} {
 				half := j.ops[i+1].tear(m, kind, newRand())
 				copy(half[op.off:], m[op.off:op.off+headerSize])
-				c, err := readAll(openReader(t, half, nil))
-				if err != nil {
-					t.Fatal(err)
+				// The checksum does not cover the state: some of its bits may be set again.
+				for _, state := range []uint32{uint32(stateFreeing), 0xFFFFFFF9, 0xFFFFFFFA, uint32(stateBlank)} {
+					half := bytes.Clone(half)
+					binary.LittleEndian.PutUint32(half[op.off:], state)
+					for _, open := range []func() *Partition{
+						func() *Partition { return openReader(t, half, nil) },
+						func() *Partition { return openImage(t, half, Options{}) },
+					} {
+						c, err := readAll(open())
+						if err != nil {
+							t.Fatalf("state %#x: %v", state, err)
+						}
+						c.diff(t, before)
+					}
 				}
-				c.diff(t, before)
-				c, err = readAll(openImage(t, half, Options{}))
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.diff(t, before)
 			}
 		}
 		if err := op.do(start); err != nil {

@@ -287,29 +287,28 @@ func (x index) keepChunks(r ref) (bool, error) {
 }
 
 // keepDamagedPages tells pages that a cut left, whose items are all elsewhere,
-// from those whose header is damaged: these are not to be erased.
+// from those that are damaged: these are not to be erased. Neither has a sound
+// header, or state.
 func (p *Partition) keepDamagedPages(x index) error {
-	var erase []*page
-	for _, pg := range p.dirty {
-		lost := 0
-		for i := range pg.items {
-			it := &pg.items[i]
-			if !pg.bad || it.is(markDamaged) {
-				continue
-			}
-			e, err := p.entry(pg, it)
-			if err != nil {
-				return err
-			}
-			_, ok, err := x.find(it.ns, e.key(), it.chunk)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				lost++
-			}
+	for _, pg := range slices.Clone(p.list) {
+		if !pg.odd {
+			continue
+		}
+		lost, err := x.nowhereElse(pg)
+		if err != nil {
+			return err
 		}
 		if lost == 0 {
+			p.discard(pg) // a cut while it was erased
+		}
+	}
+	var erase []*page
+	for _, pg := range p.dirty {
+		lost, err := x.nowhereElse(pg)
+		if err != nil {
+			return err
+		}
+		if lost == 0 || !pg.bad {
 			erase = append(erase, pg)
 			continue
 		}
@@ -317,6 +316,28 @@ func (p *Partition) keepDamagedPages(x index) error {
 	}
 	p.dirty = erase
 	return nil
+}
+
+// nowhereElse counts the readable items of a page that count on no other page.
+func (x index) nowhereElse(pg *page) (lost int, err error) {
+	for i := range pg.items {
+		it := &pg.items[i]
+		if it.is(markDamaged) {
+			continue
+		}
+		e, err := x.p.entry(pg, it)
+		if err != nil {
+			return 0, err
+		}
+		r, ok, err := x.find(it.ns, e.key(), it.chunk)
+		if err != nil {
+			return 0, err
+		}
+		if !ok || r.pg == pg {
+			lost++
+		}
+	}
+	return lost, nil
 }
 
 // sweep moves the items that do not count to the garbage.
