@@ -29,8 +29,7 @@
 // states and leaves its bytes readable until the page is collected. This
 // package then programs the bytes to zeros, which NOR flash can do without an
 // erase and which ESP-IDF never looks at; Open does the same for what it finds
-// left behind. [Options.LeaveErased] turns that off: the flash is then, byte
-// for byte, what ESP-IDF 5.3.1 would have written.
+// left behind. [Options.LeaveErased] turns that off.
 //
 // # Damage
 //

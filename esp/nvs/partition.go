@@ -17,7 +17,11 @@ type Options struct {
 
 	// LeaveErased leaves the bytes of overwritten and erased values in the
 	// flash until their page is collected, as ESP-IDF 5.3.1 does, instead of
-	// wiping them. It saves one or two program operations a value.
+	// wiping them. It saves one or two program operations a value. The flash
+	// then is, byte for byte, what ESP-IDF would have written, but where that
+	// leaves something behind: part of the old value where a blob replaces a
+	// value of another type or is replaced by one, and the chunks of a blob
+	// for which the space did not suffice. Here these are erased.
 	LeaveErased bool
 }
 
