@@ -402,7 +402,7 @@ func TestBrokenStores(t *testing.T) {
 					f.Close()
 				}
 			}()
-			wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond, callLimit), want)
+			wantFinding(t, test(t.Context(), c.open, time.Second, callLimit), want)
 		})
 	}
 }
@@ -461,7 +461,7 @@ func TestOverwritesAfterRestart(t *testing.T) {
 	for _, role := range roles {
 		c.keys[role] = &signer{chip: c, private: newECDSA(t, elliptic.P256())}
 	}
-	wantFinding(t, test(t.Context(), c.open, 100*time.Millisecond, callLimit), "esk: Generate on an existing key: no error")
+	wantFinding(t, test(t.Context(), c.open, time.Second, callLimit), "esk: Generate on an existing key: no error")
 }
 
 // A Sign that does not return is one finding, and the end.
