@@ -11,7 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -959,7 +958,7 @@ func TestHub(t *testing.T) {
 	})
 	for _, version := range []string{"-tls1_3", "-tls1_2"} {
 		t.Run("openssl"+version, func(t *testing.T) {
-			addr := openSSLServer(t, version, hub, server.IssuingCertificates())
+			addr := counterpart.SServer(t, hub, server.IssuingCertificates(), version)
 			conn, err := tls.Dial("tcp", addr, cfg)
 			if err != nil {
 				t.Fatal(err)
@@ -971,56 +970,6 @@ func TestHub(t *testing.T) {
 			}
 		})
 	}
-}
-
-// openSSLServer runs openssl s_server -rev, which verifies the client against
-// issuing, for one connection.
-func openSSLServer(t *testing.T, version string, id tls.Certificate, issuing []*x509.Certificate) string {
-	t.Helper()
-	openssl := counterpart.Program(t, "openssl")
-	dir := t.TempDir()
-	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var cas []byte
-	for _, cert := range issuing {
-		cas = append(cas, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
-	}
-	for name, data := range map[string][]byte{
-		"ca.pem":   cas,
-		"cert.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: id.Certificate[0]}),
-		"key.pem":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-	} {
-		must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", addr, version, "-naccept", "1", "-rev",
-		"-cert", "cert.pem", "-key", "key.pem", "-CAfile", "ca.pem", "-Verify", "3", "-verify_return_error")
-	cmd.Dir = dir
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	must(t, cmd.Start())
-	t.Cleanup(func() { cmd.Wait() })
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "ACCEPT") { // it listens
-			go func() {
-				for lines.Scan() {
-				}
-			}()
-			return addr
-		}
-	}
-	t.Fatal("openssl s_server did not start")
-	return ""
 }
 
 // TestDeviceIDWithOpenSSL compares with what openssl makes of the stored key.

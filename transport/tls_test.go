@@ -10,15 +10,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -233,49 +229,11 @@ func TestTLSOffer(t *testing.T) {
 // curves (so that the handshake takes a HelloRetryRequest) and insists on a
 // client certificate.
 func TestTLSWithOpenSSL(t *testing.T) {
-	openssl := counterpart.Program(t, "openssl")
 	root := newAuthority(t, "root")
 	server, id := root.issue(t, "instance", "instance.test"), root.issue(t, "device")
-	dir := t.TempDir()
-	key, err := x509.MarshalPKCS8PrivateKey(server.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"root.pem": {Type: "CERTIFICATE", Bytes: root.cert.Raw},
-		"cert.pem": {Type: "CERTIFICATE", Bytes: server.Certificate[0]},
-		"key.pem":  {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, version := range []string{"-tls1_3", "-tls1_2"} {
 		t.Run(version, func(t *testing.T) {
-			addr := freeAddr(t)
-			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", addr, version, "-naccept", "1", "-rev", "-groups", "P-256:P-384",
-				"-cert", "cert.pem", "-key", "key.pem", "-CAfile", "root.pem", "-Verify", "1", "-verify_return_error")
-			cmd.Dir = dir
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			cmd.Stderr = cmd.Stdout
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			lines := bufio.NewReader(out)
-			for { // the server says ACCEPT once it listens
-				line, err := lines.ReadString('\n')
-				if err != nil {
-					t.Fatalf("s_server: %v", err)
-				}
-				if strings.HasPrefix(line, "ACCEPT") {
-					break
-				}
-			}
-			t.Cleanup(func() { cmd.Wait() })
-			go io.Copy(io.Discard, lines)
+			addr := counterpart.SServer(t, server, []*x509.Certificate{root.cert}, version, "-groups", "P-256:P-384")
 			tr := transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool(), MinVersion: tls.VersionTLS12}
 			conn, err := tr.As(&id).Dial(t.Context())
 			if err != nil {
@@ -288,16 +246,6 @@ func TestTLSWithOpenSSL(t *testing.T) {
 			}
 		})
 	}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // TestTLSCloseIsPrompt closes a connection whose peer has stopped reading:

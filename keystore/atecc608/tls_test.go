@@ -20,7 +20,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -153,8 +152,6 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 
 // OpenSSL's server verifies the chip's signature in the handshake.
 func TestMutualTLSWithOpenSSL(t *testing.T) {
-	openssl := counterpart.Program(t, "openssl")
-	dir := t.TempDir()
 	serverKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -162,43 +159,16 @@ func TestMutualTLSWithOpenSSL(t *testing.T) {
 	serverCert := selfSigned(t, serverKey, x509.ExtKeyUsageServerAuth)
 	roots := x509.NewCertPool()
 	roots.AddCert(serverCert)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(serverKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes}, atecc608.Options{})
 	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Device)
 	cert := selfSigned(t, signer, x509.ExtKeyUsageClientAuth)
-	file := func(name string) string { return filepath.Join(dir, name) }
-	writePEM(t, file("key"), "PRIVATE KEY", keyDER)
-	writePEM(t, file("cert"), "CERTIFICATE", serverCert.Raw)
-	writePEM(t, file("client"), "CERTIFICATE", cert.Raw)
+	id := tls.Certificate{Certificate: [][]byte{serverCert.Raw}, PrivateKey: serverKey}
 	for name, version := range versions {
 		t.Run(name, func(t *testing.T) {
-			server := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-rev",
-				"-key", file("key"), "-cert", file("cert"), "-CAfile", file("client"), "-Verify", "1", "-verify_return_error")
-			out, err := server.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var log bytes.Buffer
-			server.Stderr = &log
-			if err := server.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer server.Wait()
-			defer server.Process.Kill()
-			addr := ""
-			for lines := bufio.NewScanner(out); addr == "" && lines.Scan(); {
-				addr, _ = strings.CutPrefix(lines.Text(), "ACCEPT ")
-				if !strings.HasPrefix(lines.Text(), "ACCEPT ") {
-					addr = ""
-				}
-			}
-			go io.Copy(io.Discard, out)
+			addr := counterpart.SServer(t, id, []*x509.Certificate{cert})
 			conn, err := net.DialTimeout("tcp", addr, 10*time.Second)
 			if err != nil {
-				t.Fatalf("dial %q: %v\n%s", addr, err, &log)
+				t.Fatal(err)
 			}
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(30 * time.Second))

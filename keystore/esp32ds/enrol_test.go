@@ -8,13 +8,8 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"math/big"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -79,12 +74,12 @@ func TestEnrol(t *testing.T) {
 	pkcs1 := []string{"rsa_pkcs1_sha256", "rsa_pkcs1_sha384", "rsa_pkcs1_sha512"}
 	for _, scheme := range append(pkcs1, pss...) {
 		t.Run("openssl/TLS 1.2/"+scheme, func(t *testing.T) {
-			connect(t, opensslHub(t, hub, issuing, "-tls1_2", scheme), tls.VersionTLS12)
+			connect(t, counterpart.SServer(t, hub, issuing, "-tls1_2", "-client_sigalgs", scheme), tls.VersionTLS12)
 		})
 	}
 	for _, scheme := range pss {
 		t.Run("openssl/TLS 1.3/"+scheme, func(t *testing.T) {
-			connect(t, opensslHub(t, hub, issuing, "-tls1_3", scheme), tls.VersionTLS13)
+			connect(t, counterpart.SServer(t, hub, issuing, "-tls1_3", "-client_sigalgs", scheme), tls.VersionTLS13)
 		})
 	}
 }
@@ -124,44 +119,4 @@ func goHub(t *testing.T, id tls.Certificate, issuing []*x509.Certificate) string
 		}
 	}()
 	return l.Addr().String()
-}
-
-// opensslHub runs openssl s_server for one connection, which takes this one
-// signature scheme of clients.
-func opensslHub(t *testing.T, id tls.Certificate, issuing []*x509.Certificate, version, scheme string) string {
-	t.Helper()
-	program := counterpart.Program(t, "openssl")
-	dir := t.TempDir()
-	key, err := x509.MarshalPKCS8PrivateKey(id.PrivateKey)
-	must(t, err)
-	var cas []byte
-	for _, cert := range issuing {
-		cas = append(cas, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
-	}
-	for name, data := range map[string][]byte{
-		"ca.pem":   cas,
-		"cert.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: id.Certificate[0]}),
-		"key.pem":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-	} {
-		must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
-	}
-	cmd := exec.CommandContext(t.Context(), program, "s_server", "-accept", "127.0.0.1:0", version, "-naccept", "1", "-rev",
-		"-cert", "cert.pem", "-key", "key.pem", "-CAfile", "ca.pem", "-Verify", "3", "-verify_return_error", "-client_sigalgs", scheme)
-	cmd.Dir = dir
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	t.Cleanup(func() { cmd.Wait() })
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if addr, ok := strings.CutPrefix(lines.Text(), "ACCEPT "); ok { // it listens
-			go func() {
-				for lines.Scan() {
-				}
-			}()
-			return addr
-		}
-	}
-	t.Fatal("openssl s_server did not start")
-	return ""
 }
