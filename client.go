@@ -129,6 +129,7 @@ type Client struct {
 	life context.Context // ends with Close
 	end  context.CancelFunc
 	turn chan struct{} // holds one token while a call runs
+	line chan struct{} // holds one token while a connection is being opened
 
 	signing atomic.Pointer[error] // how the last signature in a handshake failed; nil if none did
 
@@ -164,7 +165,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c := &Client{
 		keys: cfg.KeyStore, store: cfg.Store, transport: cfg.Transport,
 		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger, now: cfg.Now,
-		turn: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), line: make(chan struct{}, 1),
 	}
 	if err := cfg.check(); err != nil {
 		return nil, fail(ctx, op, CodeInvalidParameter, err)
@@ -202,11 +203,8 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 // able to.
 func (c *Client) key(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
 	signer, err := c.keys.Signer(ctx, role)
-	if err == nil && signer == nil {
-		err = errors.New("the key store returned neither a key nor an error")
-	}
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return signer, wrapStep("open key "+string(role), err)
+		return checkKey("open key", role, signer, err)
 	}
 	generator, ok := c.keys.(keystore.Generator)
 	if !ok {
@@ -217,14 +215,17 @@ func (c *Client) key(ctx context.Context, role keystore.Role) (crypto.Signer, er
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		signer, err = c.keys.Signer(ctx, role)
 	}
-	return signer, wrapStep("make key "+string(role), err)
+	return checkKey("make key", role, signer, err)
 }
 
-func wrapStep(step string, err error) error {
-	if err == nil {
-		return nil
+func checkKey(step string, role keystore.Role, signer crypto.Signer, err error) (crypto.Signer, error) {
+	if err == nil && signer == nil {
+		err = errors.New("the key store returned neither a key nor an error")
 	}
-	return fmt.Errorf("%s: %w", step, err)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", step, role, err)
+	}
+	return signer, nil
 }
 
 // DeviceID returns the device's identity.
@@ -364,13 +365,23 @@ func (c *Client) run(ctx context.Context, op string, call func(context.Context) 
 	if err == nil {
 		return nil
 	}
-	if c.life.Err() != nil && ctx.Err() == nil {
-		err = errClosed
+	var verdict *decided
+	switch {
+	case errors.As(err, &verdict):
+		err = newError(op, CodeGeneral, verdict.error)
+	case c.life.Err() != nil && ctx.Err() == nil:
+		err = newError(op, CodeGeneral, errClosed)
+	default:
+		err = fail(ctx, op, CodeGeneral, err)
 	}
-	err = fail(ctx, op, CodeGeneral, err)
 	c.log.LogAttrs(ctx, slog.LevelWarn, op+" failed", slog.Any("error", err))
 	return err
 }
+
+// decided is an error that stands whether or not the context has ended since.
+type decided struct{ error }
+
+func (d *decided) Unwrap() error { return d.error }
 
 var (
 	errClosed      = fmt.Errorf("client: %w", net.ErrClosed)

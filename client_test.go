@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -367,7 +368,8 @@ func TestEnrolRefuses(t *testing.T) {
 		{"connection without a root", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":1,"rootCA":"none"}`), quarklink.ErrGeneral, 0},
 		{"connection to a strange host", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"a b/c","port":1,"rootCA":""}`), quarklink.ErrGeneral, 0},
 		{"connection to port 0", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":0,"rootCA":""}`), quarklink.ErrGeneral, 0},
-		{"database elsewhere", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"","uri":"@elsewhere/"}`), quarklink.ErrGeneral, 0},
+		{"database without a token", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"/x"}`), quarklink.ErrGeneral, 0},
+		{"database elsewhere", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"@elsewhere/","token":"eyJ"}`), quarklink.ErrGeneral, 0},
 		{"revoked, and told so as if it might pass", quarklinktest.CallEnrol, quarklinktest.Refuse(503, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 503},
 		{"connection that is no JSON", quarklinktest.CallConnection, page(200, "application/json", `{"type":`), quarklink.ErrGeneral, 0},
 		{"endless connection", quarklinktest.CallConnection, page(200, "application/json", strings.Repeat(" ", 70<<10)), quarklink.ErrGeneral, 0},
@@ -1202,10 +1204,118 @@ func TestBrokenSigner(t *testing.T) {
 			t.Errorf("a key that makes %d signatures: %v", signatures, err)
 		}
 	}
-	nothing := quarklink.Config{KeyStore: keystore.Static(nil)}
-	if _, err := quarklink.New(t.Context(), nothing); err == nil {
-		t.Error("New with no key at all")
+	for _, keys := range []keystore.KeyStore{keystore.Static(nil), nilKeys{}} {
+		if _, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys}); err == nil {
+			t.Error("New with no key at all")
+		}
 	}
+	_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
+		cfg.Transport = transport.Func(func(context.Context) (net.Conn, error) { return nil, nil })
+	})
+	if _, err := c.Status(t.Context()); err == nil {
+		t.Error("a status over no stream at all")
+	}
+}
+
+// nilKeys has no keys, and makes none either.
+type nilKeys struct{ noKeys }
+
+func (nilKeys) Generate(context.Context, keystore.Role) (crypto.Signer, error) { return nil, nil }
+
+// modem is an Authenticator that looks for its own key.
+type modem struct {
+	transport.TLS
+	seen func(crypto.PrivateKey)
+}
+
+func (m modem) As(id *tls.Certificate) transport.Transport {
+	m.seen(id.PrivateKey)
+	return m.TLS.As(id)
+}
+
+// TestAuthenticatorSeesItsKey: what the key store returned is what a transport
+// with a key of its own must recognise.
+func TestAuthenticatorSeesItsKey(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	i := server.Instance()
+	roots := x509.NewCertPool()
+	roots.AddCert(i.Root)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	c := newClient(t, new(store.Mem), func(cfg *quarklink.Config) {
+		cfg.KeyStore, cfg.Instance = keystore.Static(key), &i
+		cfg.Transport = modem{transport.TLS{ServerName: i.Endpoint, Roots: roots, Under: server.Carrier()}, func(k crypto.PrivateKey) {
+			if shown++; k != crypto.PrivateKey(key) {
+				t.Errorf("the modem is shown a %T", k)
+			}
+		}}
+	})
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Enrol(t.Context()); err != nil || shown != 2 {
+		t.Errorf("%v, %d certificates shown", err, shown)
+	}
+}
+
+// TestSilenceAfterIdle: a connection that was idle is as patient as a new one.
+func TestSilenceAfterIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, quarklinktest.Batch{})
+		if _, err := c.Status(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(58 * time.Second)
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Delay(90*time.Second))
+		start := time.Now()
+		if _, err := c.Status(t.Context()); err != nil || time.Since(start) != 90*time.Second || server.Stats().Handshakes != 1 {
+			t.Errorf("%v after %v, %d handshakes", err, time.Since(start), server.Stats().Handshakes)
+		}
+	})
+}
+
+// TestOneStreamAfterHungHandshake: the stream of a handshake that leads nowhere
+// is closed before the next call opens one.
+func TestOneStreamAfterHungHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		under := server.Carrier()
+		var mu sync.Mutex
+		taken, dials := false, 0
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+			cfg.Transport = transport.Func(func(ctx context.Context) (net.Conn, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if taken {
+					t.Error("two streams at once")
+				}
+				taken = true
+				free := func() { mu.Lock(); taken = false; mu.Unlock() }
+				if dials++; dials == 1 {
+					silent, peer := quarklinktest.Pipe()
+					t.Cleanup(func() { peer.Close() })
+					return &cableConn{Conn: silent, free: free}, nil
+				}
+				conn, err := under.Dial(ctx)
+				return &cableConn{Conn: conn, free: free}, err
+			})
+		})
+		member(t, server, c, quarklinktest.Batch{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := c.Status(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the call that hung: %v", err)
+		}
+		if _, err := c.Status(t.Context()); err != nil {
+			t.Errorf("the next call: %v", err)
+		}
+	})
+}
+
+// pemOf is a certificate as it stands in a JSON string.
+func pemOf(cert *x509.Certificate) string {
+	return strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})), "\n", `\n`)
 }
 
 // TestForgetHalf: if the second record cannot be deleted, the client believes

@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -73,9 +74,6 @@ func (e *Enrolment) connect(conn api.Connection) error {
 	if conn.Port == 0 {
 		return errors.New("connection details without a port")
 	}
-	if conn.URI != "" && conn.URI[0] != '/' {
-		return fmt.Errorf("connection details: URI %.130q does not begin with a slash", conn.URI)
-	}
 	roots, err := parsePEM([]byte(conn.RootCA))
 	if err != nil {
 		return fmt.Errorf("connection details: root certificate: %w", err)
@@ -86,6 +84,9 @@ func (e *Enrolment) connect(conn api.Connection) error {
 		e.Hub = &Hub{Endpoint: conn.Endpoint, Port: conn.Port, Roots: roots,
 			ScopeID: conn.ScopeID, FirmwareUpdateTopic: conn.FirmwareUpdateTopic}
 	case api.TypeDatabaseDirect:
+		if conn.Token == "" || !strings.HasPrefix(conn.URI, "/") {
+			return fmt.Errorf("connection details: a database with a token of %d bytes and the URI %.130q", len(conn.Token), conn.URI)
+		}
 		e.Database = &Database{Endpoint: conn.Endpoint, Port: conn.Port, Roots: roots,
 			URI: conn.URI, Database: conn.Database, DataSource: conn.DataSource, Token: Secret(conn.Token)}
 	default:

@@ -78,8 +78,8 @@ const downloadChunk = 16 << 10
 // ErrUpdate; and then the Verifier's verdict: ErrUpdate, ErrMissingSignature or
 // ErrWrongSignature. After an error the slot may hold anything, but it has not
 // been activated, unless Activate itself failed half-way. The outcome is told
-// once, in at most half a minute; that it cannot be told is logged and is no
-// error.
+// once, in at most half a minute, except for a connection that was lost; that it
+// cannot be told is logged and is no error.
 func (c *Client) FirmwareUpdate(ctx context.Context, o FirmwareOptions) (Firmware, error) {
 	var done Firmware
 	err := c.run(ctx, "firmware update", func(ctx context.Context) (err error) {
@@ -130,21 +130,18 @@ func (c *Client) due(ctx context.Context) (*Manifest, error) {
 }
 
 func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) error {
-	if err := c.suits(m); err != nil {
-		return withCode(CodeUpdate, err)
-	}
-	if size := o.Slot.Size(); m.Size > size {
-		return withCode(CodeUpdate, fmt.Errorf("%w: %d bytes into %d", ErrSlotTooSmall, m.Size, size))
-	}
-	if m.Size <= 0 {
-		return withCode(CodeUpdate, fmt.Errorf("an image of %d bytes is announced", m.Size))
-	}
 	err := c.fetchAndActivate(ctx, m, o)
+	if err != nil && ctx.Err() == nil {
+		err = &decided{err}
+	}
 	c.report(ctx, m, err)
 	return err
 }
 
 func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOptions) error {
+	if err := c.suits(m, o.Slot.Size()); err != nil {
+		return withCode(CodeUpdate, err)
+	}
 	if err := c.download(ctx, m, o); err != nil {
 		return err
 	}
@@ -160,8 +157,8 @@ func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOp
 }
 
 // suits compares what the manifest says of the image with what the device says
-// of itself.
-func (c *Client) suits(m *Manifest) error {
+// of itself, and with its slot.
+func (c *Client) suits(m *Manifest, slotSize int64) error {
 	eFuse := "real"
 	if c.firmware.VirtualEFuse {
 		eFuse = "virtual"
@@ -170,6 +167,12 @@ func (c *Client) suits(m *Manifest) error {
 		if image := m.Attributes[a.name]; image != "" && a.device != "" && image != a.device {
 			return fmt.Errorf("the image is for %s %.40q, the device has %q", a.name, image, a.device)
 		}
+	}
+	if m.Size > slotSize {
+		return fmt.Errorf("%w: %d bytes into %d", ErrSlotTooSmall, m.Size, slotSize)
+	}
+	if m.Size <= 0 {
+		return fmt.Errorf("an image of %d bytes is announced", m.Size)
 	}
 	return nil
 }
@@ -273,6 +276,9 @@ func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 	s, err := c.identitySession()
 	if err == nil {
 		err = s.api.SendOutcome(ctx, outcome)
+	}
+	if ctx.Err() != nil {
+		c.closeSession() // as run does for a call that its context ended
 	}
 	if err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "outcome not told", slog.Any("error", err))

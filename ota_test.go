@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 	"github.com/quarklink-go/quarklink/esp/secureboot"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
+	"github.com/quarklink-go/quarklink/transport"
 )
 
 // signingKeys returns two RSA-3072 keys; making them takes a while.
@@ -154,10 +156,10 @@ func TestFirmwareRefused(t *testing.T) {
 		tell  bool // the instance is told of the failure
 	}{
 		{name: "not an image", batch: flip(0), want: quarklink.ErrUpdate, also: image.ErrMagic, tell: true},
-		{name: "another chip", batch: asIs(signed(t, image.ESP32S3, keys[0])), want: quarklink.ErrUpdate},
+		{name: "another chip", batch: asIs(signed(t, image.ESP32S3, keys[0])), want: quarklink.ErrUpdate, tell: true},
 		{name: "another chip, and the manifest does not say", batch: quarklinktest.Batch{Firmware: &quarklinktest.Firmware{
 			Image: bytes.NewReader(signed(t, image.ESP32S3, keys[0])), AsIs: true, Attributes: map[string]string{}}}, want: quarklink.ErrUpdate, also: image.ErrChip, tell: true},
-		{name: "virtual eFuses", batch: due(map[string]string{"efuse": "virtual"}), want: quarklink.ErrUpdate},
+		{name: "virtual eFuses", batch: due(map[string]string{"efuse": "virtual"}), want: quarklink.ErrUpdate, tell: true},
 		{name: "damaged", batch: flip(0x30), want: quarklink.ErrUpdate, also: image.ErrChecksum, tell: true},
 		{name: "cut off within the image", batch: cut(100), want: quarklink.ErrUpdate, also: image.ErrTruncated, tell: true},
 		{name: "cut off before the signature", batch: cut(sector), want: quarklink.ErrMissingSignature, tell: true},
@@ -167,7 +169,7 @@ func TestFirmwareRefused(t *testing.T) {
 		}), want: quarklink.ErrMissingSignature, tell: true},
 		{name: "signed by nobody that is trusted", batch: asIs(signed(t, image.ESP32C3, keys[1])), want: quarklink.ErrWrongSignature, tell: true},
 		{name: "signature damaged", batch: flip(sector + 900), want: quarklink.ErrWrongSignature, tell: true},
-		{name: "too large for the slot", batch: asIs(good), setup: setup{size: sector}, want: quarklink.ErrUpdate, also: quarklink.ErrSlotTooSmall},
+		{name: "too large for the slot", batch: asIs(good), setup: setup{size: sector}, want: quarklink.ErrUpdate, also: quarklink.ErrSlotTooSmall, tell: true},
 		{name: "connection lost", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
 			s.Fault(quarklinktest.CallFirmware, quarklinktest.CutOff(5000))
 		}}, want: quarklink.ErrConnectionLost},
@@ -581,4 +583,58 @@ func TestVerifiersCode(t *testing.T) {
 			t.Errorf("told %+v", told)
 		}
 	}
+}
+
+// TestVerdictStands: what the Verifier has decided is the result, though the
+// context ends, or the client is closed, while the instance is being told.
+func TestVerdictStands(t *testing.T) {
+	refuse := verifierFunc(func(context.Context, io.ReaderAt, int64) error { return quarklink.ErrWrongSignature })
+	for _, how := range []string{"deadline", "Close"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server, c := newMember(t, asIs([]byte("image")))
+				server.Fault(quarklinktest.CallOutcome, quarklinktest.Delay(time.Hour))
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if how == "Close" {
+					time.AfterFunc(5*time.Second, func() { c.Close() })
+				}
+				_, err := c.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: refuse})
+				if !errors.Is(err, quarklink.ErrWrongSignature) {
+					t.Errorf("error %v", err)
+				}
+				onlyCode(t, err)
+			})
+		})
+	}
+}
+
+// TestOutcomeLeavesTheLineFree: an attempt to tell the outcome that led nowhere
+// does not hold up the next call.
+func TestOutcomeLeavesTheLineFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		under, dials := server.Carrier(), 0
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+			cfg.Transport = transport.Func(func(ctx context.Context) (net.Conn, error) {
+				if dials++; dials == 2 {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				return under.Dial(ctx)
+			})
+		})
+		member(t, server, c, asIs([]byte("image")))
+		slow := verifierFunc(func(context.Context, io.ReaderAt, int64) error {
+			time.Sleep(3 * time.Minute) // the idle connection is gone afterwards
+			return nil
+		})
+		if _, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: slow}); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := c.Status(t.Context()); err != nil || time.Since(start) > time.Second || dials != 3 {
+			t.Errorf("status: %v after %v, %d dials", err, time.Since(start), dials)
+		}
+	})
 }

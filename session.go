@@ -33,6 +33,7 @@ import (
 type session struct {
 	id     *tls.Certificate
 	stream transport.Transport // verified, and shows id
+	line   chan struct{}       // the Client's
 	http   *http.Transport
 	est    *est.Client
 	api    *api.Client
@@ -55,7 +56,7 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{id: id, stream: c.trusted(instance).As(id)}
+	s := &session{id: id, stream: c.trusted(instance).As(id), line: c.line}
 	s.http = &http.Transport{
 		DialTLSContext:         s.dial,
 		MaxConnsPerHost:        1,
@@ -81,9 +82,9 @@ func (c *Client) closeSession() {
 	}
 }
 
-// close closes the session's connection before it returns. net/http alone would
-// leave one to be closed later that it has not yet noticed to be idle, and one
-// that is still being dialled.
+// close closes the session's connection before it returns, which net/http alone
+// would do later if it has not yet noticed it to be idle. A dial under way is
+// told to end, and whatever comes of it is closed; the next one waits for that.
 func (s *session) close() {
 	s.mu.Lock()
 	s.closed = true
@@ -95,8 +96,15 @@ func (s *session) close() {
 	}
 }
 
-// dial opens the session's connection, after the one before is closed.
+// dial opens the session's connection, after the one before is closed and no
+// other dial is under way: net/http does not wait for one that it has given up.
 func (s *session) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	select {
+	case s.line <- struct{}{}:
+		defer func() { <-s.line }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	s.mu.Lock()
 	before := s.conn
 	s.mu.Unlock()
@@ -128,6 +136,9 @@ func dialBounded(ctx context.Context, stream transport.Transport) (net.Conn, err
 	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
 		return nil, fmt.Errorf("no connection within %v: %w", silence, os.ErrDeadlineExceeded)
 	}
+	if err == nil && conn == nil {
+		err = errors.New("the transport returned neither a stream nor an error")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +155,9 @@ func (c impatient) Read(p []byte) (int, error) {
 }
 
 func (c impatient) Write(p []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(silence))
+	until := time.Now().Add(silence)
+	c.SetWriteDeadline(until)
+	c.SetReadDeadline(until) // of a read that has been waiting since before the request
 	return c.Conn.Write(p)
 }
 
@@ -240,8 +253,12 @@ func (c *Client) selfSigned() (*tls.Certificate, error) {
 }
 
 // watch notes how signing with the certificate's key fails, of which crypto/tls
-// and net/http leave only the text.
+// and net/http leave only the text. A transport of the caller's gets the key as
+// the key store returned it.
 func (c *Client) watch(cert *tls.Certificate) *tls.Certificate {
+	if c.bringsTrust() {
+		return cert
+	}
 	cert.PrivateKey = watchedSigner{cert.PrivateKey.(crypto.Signer), &c.signing}
 	return cert
 }

@@ -63,6 +63,9 @@ func (t TLS) dial(ctx context.Context, id *tls.Certificate) (net.Conn, error) {
 		under = TCP(t.Addr)
 	}
 	raw, err := under.Dial(ctx)
+	if err == nil && raw == nil {
+		err = errors.New("the carrier returned neither a stream nor an error")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("transport: dial: %w", err)
 	}

@@ -31,7 +31,8 @@ type Transport interface {
 type Authenticator interface {
 	Transport
 	// As returns a Transport to the same peer that shows id as its client
-	// certificate. A nil id shows none. The receiver is not changed.
+	// certificate. Its PrivateKey is the crypto.Signer that the key store
+	// returned. A nil id shows none. The receiver is not changed.
 	As(id *tls.Certificate) Transport
 }
 

@@ -55,7 +55,7 @@ func (f files) secret(context.Context) ([]byte, error) {
 	}
 	secret = make([]byte, 32)
 	rand.Read(secret)
-	return secret, os.WriteFile(f.path("secret"), secret, 0o600)
+	return secret, f.write("secret", secret)
 }
 
 // snapshot is the instance of an earlier run, nil if there was none.
@@ -67,12 +67,32 @@ func (f files) snapshot() ([]byte, error) {
 	return data, err
 }
 
+// keepChip refuses a device that has changed its chip since the last run.
+func (f files) keepChip(chip string) error {
+	was, err := os.ReadFile(f.path("chip"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.write("chip", []byte(chip))
+	}
+	if err == nil && string(was) != chip {
+		err = fmt.Errorf("the device in %s is an %s, not an %s", f.dir, was, chip)
+	}
+	return err
+}
+
+// write replaces a file at once: a run that is broken off leaves the old one.
+func (f files) write(name string, data []byte) error {
+	if err := os.WriteFile(f.path(name+".new"), data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(f.path(name+".new"), f.path(name))
+}
+
 func (f files) saveSnapshot(s *quarklinktest.Server) error {
 	data, err := s.Snapshot()
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(f.path("instance.json"), data, 0o600)
+	return f.write("instance.json", data)
 }
 
 // running returns the SHA-256 of the image that was installed, if one was.
@@ -180,8 +200,8 @@ func (p *play) signedImage() ([]byte, secureboot.Digest, error) {
 	p.say("publish", "an image of %d bytes, signed by a new RSA-3072 key", len(img))
 	// The image last: it is what says that there was a last run.
 	return img, trust, errors.Join(
-		os.WriteFile(p.files.path("published.trust"), []byte(trust.String()), 0o600),
-		os.WriteFile(p.files.path("published.bin"), img, 0o600))
+		p.files.write("published.trust", []byte(trust.String())),
+		p.files.write("published.bin", img))
 }
 
 // build makes an image that is valid and of some size, but runs nothing: its

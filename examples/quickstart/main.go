@@ -112,6 +112,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer p.files.close()
+	if err := p.files.keepChip(o.chip.String()); err != nil {
+		return err
+	}
 	if p.openKeys, err = p.newOpener(o.keyStore); err != nil {
 		return err
 	}
@@ -143,7 +146,7 @@ func (p *play) startInstance() error {
 	}
 	p.instance, err = quarklinktest.NewServer(quarklinktest.Options{InMemory: true, Snapshot: snapshot})
 	if err != nil {
-		return err
+		return fmt.Errorf("start the instance that is kept in %s (delete the folder to start over): %w", p.files.dir, err)
 	}
 	if err := p.instance.AddBatch(quarklinktest.Batch{Name: batch}); err != nil {
 		return err

@@ -80,6 +80,22 @@ func TestQuickstart(t *testing.T) {
 	}
 }
 
+func TestState(t *testing.T) {
+	dir := t.TempDir()
+	if err := run(t.Context(), []string{"-state", dir}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t.Context(), []string{"-state", dir, "-chip", "esp32s3"}, io.Discard); err == nil || !strings.Contains(err.Error(), "esp32c3") {
+		t.Errorf("with another chip: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "instance.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(t.Context(), []string{"-state", dir}, io.Discard); err == nil || !strings.Contains(err.Error(), dir) {
+		t.Errorf("with half an instance: %v", err)
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	for _, args := range [][]string{
 		{"-image", "x"}, {"-trust", rsa1}, {"-image", "x", "-trust", rsa1}, {"-image", "x", "-trust", "12", "-chip", "esp32c3"},
