@@ -235,14 +235,12 @@ var problemCodes = map[string]Code{
 	"unavailable":        CodeCommunication,
 }
 
-const problemPrefix = "urn:quarklink:error:"
-
 // causeCode finds the code that a cause carries: what the instance says counts
 // more than what was being asked of it.
 func causeCode(cause error) (Code, bool) {
 	var answer *problem.Error
 	if errors.As(cause, &answer) {
-		if name, ok := strings.CutPrefix(answer.Type, problemPrefix); ok {
+		if name, ok := strings.CutPrefix(answer.Type, problem.Prefix); ok {
 			if code, ok := problemCodes[name]; ok {
 				return code, true
 			}

@@ -72,8 +72,8 @@ const downloadChunk = 16 << 10
 // size.
 //
 // No update due is ErrNoUpdate. Refusals, in the order in which they are found:
-// an image that does not fit is ErrSlotTooSmall, one for another chip or kind of
-// eFuses ErrUpdate, both before anything is downloaded; a body that is shorter
+// an image for another chip or kind of eFuses is ErrUpdate, one that does not fit
+// ErrSlotTooSmall, both before anything is downloaded; a body that is shorter
 // than announced or breaks off is ErrConnectionLost; one that is damaged is
 // ErrUpdate; and then the Verifier's verdict: ErrUpdate, ErrMissingSignature or
 // ErrWrongSignature. After an error the slot may hold anything, but it has not

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/quarklink-go/quarklink/internal/problem"
 )
 
 // The problem types: each follows "urn:quarklink:error:".
@@ -19,8 +21,6 @@ const (
 	ProblemNoFirmware        = "no-firmware"
 	ProblemUnavailable       = "unavailable"
 )
-
-const problemPrefix = "urn:quarklink:error:"
 
 // refusal is an error that the device is told.
 type refusal struct {
@@ -49,7 +49,7 @@ func problemOf(err error) *answer {
 func (r *refusal) answer() *answer {
 	document := map[string]any{"title": http.StatusText(r.status), "status": r.status}
 	if r.problem != "" {
-		document["type"] = problemPrefix + r.problem
+		document["type"] = problem.Prefix + r.problem
 	}
 	if r.detail != "" {
 		document["detail"] = r.detail

@@ -20,6 +20,7 @@ const (
 type Type uint8
 
 const (
+	// Integers, by sign and bits.
 	U8     Type = 0x01
 	I8     Type = 0x11
 	U16    Type = 0x02

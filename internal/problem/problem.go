@@ -31,6 +31,16 @@ const (
 	maxDetail = 512 // runes
 )
 
+// Prefix begins the problem types of an instance; a name such as "bad-csr"
+// follows.
+const Prefix = "urn:quarklink:error:"
+
+// The problem types that only an operator changes.
+const (
+	DeviceUnknown = Prefix + "device-unknown"
+	DeviceRevoked = Prefix + "device-revoked"
+)
+
 // ErrTooLarge is what [ReadBody] wraps when a body is larger than its limit.
 var ErrTooLarge = errors.New("body too large")
 

@@ -125,7 +125,7 @@ func Again(err error) (after time.Duration, again bool) {
 
 // decided lists the problem types that only an operator changes.
 func decided(problemType string) bool {
-	return problemType == "urn:quarklink:error:device-revoked" || problemType == "urn:quarklink:error:device-unknown"
+	return problemType == problem.DeviceRevoked || problemType == problem.DeviceUnknown
 }
 
 // transient lists the statuses that say "later", not "no".

@@ -15,14 +15,14 @@ type Transaction struct {
 type Fault uint8
 
 const (
-	NoFault         Fault = iota
-	NACK                  // the transaction is not acknowledged and has no effect
-	BadCRC                // one bit of what is read is wrong; the chip's buffer is not
-	BadCommand            // a command arrives damaged: status 0xFF
-	BrownOut              // the supply dips: the chip loses what is volatile and sleeps
-	WatchdogExpired       // the watchdog puts the chip to sleep
-	ECCFault              // an elliptic-curve command fails with status 0x05
-	SelfTestFailed        // status 0x07 from now on, until the chip sleeps
+	NoFault         Fault = iota // nothing goes wrong
+	NACK                         // the transaction is not acknowledged and has no effect
+	BadCRC                       // one bit of what is read is wrong; the chip's buffer is not
+	BadCommand                   // a command arrives damaged: status 0xFF
+	BrownOut                     // the supply dips: the chip loses what is volatile and sleeps
+	WatchdogExpired              // the watchdog puts the chip to sleep
+	ECCFault                     // an elliptic-curve command fails with status 0x05
+	SelfTestFailed               // status 0x07 from now on, until the chip sleeps
 )
 
 // String returns the fault's name.
