@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"testing"
+
+	"github.com/stretchr/testify/require"
 )
 
 const sector = 4096
@@ -27,9 +29,7 @@ type flashSlot struct {
 func newSlot(t testing.TB, size int64) *flashSlot {
 	t.Helper()
 	file, err := os.CreateTemp(t.TempDir(), "slot")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	t.Cleanup(func() { file.Close() })
 	return &flashSlot{t: t, file: file, size: size}
 }
