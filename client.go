@@ -65,8 +65,15 @@ func checkHost(host string) error {
 // Config says what a Client works with.
 type Config struct {
 	// KeyStore holds the device's keys. Required. A keystore.Generator makes
-	// them when they are absent.
+	// them when they are absent, unless RequireIdentity forbids it.
 	KeyStore keystore.KeyStore
+	// RequireIdentity says that the device has its enrolment key already, so New
+	// never makes one: an absent key is fs.ErrNotExist. Without it a volume that
+	// is not mounted, or a wrong path, looks like a blank device, and New would
+	// give it a new identity. Set it wherever devices run that have been
+	// initialised, in the build or the unit file, never from what the store
+	// says. A device key is still made when it is missing.
+	RequireIdentity bool
 	// Instance overrides the one in Store and is not stored. Nil: the stored
 	// one, which Provision or SetInstance puts there.
 	Instance *Instance
@@ -117,6 +124,7 @@ func (cfg Config) check() error {
 // deadline ends too.
 type Client struct {
 	keys      keystore.KeyStore
+	mustExist bool // the enrolment key
 	store     store.Store
 	transport transport.Transport
 	firmware  FirmwareInfo
@@ -151,9 +159,10 @@ type state struct {
 }
 
 // New loads the stored state and opens the enrolment key. It makes that key if
-// it is absent and the KeyStore is a keystore.Generator; if it is absent
-// otherwise, New fails with fs.ErrNotExist. A key that is there but damaged, or
-// whose store does not answer, fails New: a new key would be a new identity.
+// it is absent, the KeyStore is a keystore.Generator and Config.RequireIdentity
+// is not set; if it is absent otherwise, New fails with fs.ErrNotExist. A key
+// that is there but damaged, or whose store does not answer, fails New: a new
+// key would be a new identity.
 //
 // New uses no network and works without an Instance; the calls that need one
 // then return ErrNotInitialised. A damaged instance or enrolment record does
@@ -163,7 +172,7 @@ type state struct {
 func New(ctx context.Context, cfg Config) (*Client, error) {
 	const op = "new client"
 	c := &Client{
-		keys: cfg.KeyStore, store: cfg.Store, transport: cfg.Transport,
+		keys: cfg.KeyStore, mustExist: cfg.RequireIdentity, store: cfg.Store, transport: cfg.Transport,
 		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger, now: cfg.Now,
 		turn: make(chan struct{}, 1), line: make(chan struct{}, 1),
 	}
@@ -205,6 +214,11 @@ func (c *Client) key(ctx context.Context, role keystore.Role) (crypto.Signer, er
 	signer, err := c.keys.Signer(ctx, role)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return checkKey("open key", role, signer, err)
+	}
+	if role == keystore.Enrolment && c.mustExist {
+		return nil, fmt.Errorf("key %s is absent, and Config.RequireIdentity says that this device has one, "+
+			"so none was made: check that the volume with the keys is mounted and the path is right; "+
+			"to initialise a blank device, clear RequireIdentity: %w", role, err)
 	}
 	generator, ok := c.keys.(keystore.Generator)
 	if !ok {

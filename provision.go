@@ -17,25 +17,6 @@ type Network struct {
 	Password Secret // empty for an open network
 }
 
-// Secret is text that no log and no error shows: formatted with any verb, logged
-// with slog or marshalled to JSON it is "[redacted]". string(s) is the text
-// itself.
-type Secret string
-
-const redacted = "[redacted]"
-
-// String returns "[redacted]".
-func (Secret) String() string { return redacted }
-
-// Format writes "[redacted]" whatever the verb.
-func (Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, redacted) }
-
-// LogValue returns "[redacted]".
-func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
-
-// MarshalText returns "[redacted]", so that JSON and other encodings have that.
-func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
-
 // ProvisionOptions change how Provision asks.
 type ProvisionOptions struct {
 	// Timeout is how long it waits for an answer before it asks again. 0: 3 s.
