@@ -2,14 +2,13 @@ package keystore
 
 import (
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/big"
+	"reflect"
 )
 
 // Fingerprint returns the SHA-256 of the DER-encoded SubjectPublicKeyInfo
@@ -22,15 +21,26 @@ import (
 // crypto/x509.
 //
 // Keys are *ecdsa.PublicKey on P-256, P-384 or P-521, *rsa.PublicKey with a
-// modulus of 1024 to 8192 bits, and ed25519.PublicKey. Any other key, and one
-// that cannot be a key (a nil pointer, a point off its curve, an even modulus),
-// is an error.
+// modulus of 1024 to 8192 bits, ed25519.PublicKey, and any type that is a
+// [Point]. Any other key, and one that cannot be a key (a nil pointer, a point
+// off its curve, an even modulus), is an error.
+//
+// Elliptic curves cost a microcontroller hundreds of kilobytes, so this package
+// brings none: an *ecdsa.PublicKey checks itself.
 func Fingerprint(pub crypto.PublicKey) ([32]byte, error) {
 	info, err := subjectPublicKeyInfo(pub)
 	if err != nil {
 		return [32]byte{}, fmt.Errorf("keystore: fingerprint: %w", err)
 	}
 	return sha256.Sum256(info), nil
+}
+
+// Point is a public key on P-256, P-384 or P-521. Bytes returns it as an
+// uncompressed point (SEC 1 section 2.3.3): 0x04, X and Y, big-endian, each as
+// long as the curve's field; an error if the point is not on the curve. An
+// *ecdsa.PublicKey of Go 1.25 or later is one.
+type Point interface {
+	Bytes() ([]byte, error)
 }
 
 // The AlgorithmIdentifiers, in DER.
@@ -52,9 +62,9 @@ func subjectPublicKeyInfo(pub crypto.PublicKey) ([]byte, error) {
 	var algorithm string
 	var key []byte
 	var err error
-	switch pub := pub.(type) {
-	case *ecdsa.PublicKey:
-		algorithm, key, err = ecdsaKey(pub)
+	switch pub := asPoint(pub).(type) {
+	case Point:
+		algorithm, key, err = pointKey(pub)
 	case *rsa.PublicKey:
 		algorithm = algorithmRSA
 		key, err = rsaKey(pub)
@@ -75,26 +85,49 @@ func subjectPublicKeyInfo(pub crypto.PublicKey) ([]byte, error) {
 	return der(tagSequence, []byte(algorithm), der(tagBitString, []byte(unusedBits), key)), nil
 }
 
-// ecdsaKey returns the uncompressed point (SEC 1 section 2.3.3).
-func ecdsaKey(pub *ecdsa.PublicKey) (algorithm string, point []byte, err error) {
-	if pub == nil || pub.Curve == nil || pub.X == nil || pub.Y == nil {
+// pointKey tells the curve by the length of the point.
+func pointKey(pub Point) (algorithm string, point []byte, err error) {
+	if incomplete(pub) {
 		return "", nil, errors.New("ECDSA public key is nil or incomplete")
 	}
-	switch pub.Curve {
-	case elliptic.P256():
-		algorithm = algorithmP256
-	case elliptic.P384():
-		algorithm = algorithmP384
-	case elliptic.P521():
-		algorithm = algorithmP521
-	default:
-		return "", nil, errors.New("ECDSA public key on an unsupported curve: need P-256, P-384 or P-521")
-	}
-	checked, err := pub.ECDH() // refuses a point that is not on the curve
-	if err != nil {
+	if point, err = pub.Bytes(); err != nil {
 		return "", nil, fmt.Errorf("ECDSA public key: %w", err)
 	}
-	return algorithm, checked.Bytes(), nil
+	switch len(point) {
+	case 1 + 2*32:
+		algorithm = algorithmP256
+	case 1 + 2*48:
+		algorithm = algorithmP384
+	case 1 + 2*66:
+		algorithm = algorithmP521
+	}
+	const uncompressed = 4
+	if algorithm == "" || point[0] != uncompressed {
+		return "", nil, fmt.Errorf("%T is no public key on a supported curve: need P-256, P-384 or P-521", pub)
+	}
+	return algorithm, point, nil
+}
+
+// incomplete reports whether pub is a nil pointer, or points to a struct with a
+// field that is nil: an *ecdsa.PublicKey without coordinates would panic.
+func incomplete(pub Point) bool {
+	v := reflect.ValueOf(pub)
+	if v.Kind() != reflect.Pointer {
+		return false
+	}
+	if v.IsNil() {
+		return true
+	}
+	if v = v.Elem(); v.Kind() != reflect.Struct {
+		return false
+	}
+	for i := 0; i < v.NumField(); i++ {
+		field := v.Field(i)
+		if kind := field.Kind(); (kind == reflect.Pointer || kind == reflect.Interface) && field.IsNil() {
+			return true
+		}
+	}
+	return false
 }
 
 // rsaKey returns the RSAPublicKey (RFC 8017 appendix A.1.1).
