@@ -4,14 +4,11 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/netip"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,48 +16,7 @@ import (
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/store"
 	"github.com/quarklink-go/quarklink/transport"
-	"github.com/quarklink-go/quarklink/transport/uart"
 )
-
-// DefaultPort is the TCP port of an instance that names no other.
-const DefaultPort = 6000
-
-// Instance says where a QuarkLink instance is and how to know it.
-type Instance struct {
-	// Endpoint is the host name or IP address, without a port. Required.
-	Endpoint string
-	// Port is the TCP port. 0: DefaultPort.
-	Port uint16
-	// Root is the instance's root certificate, the only one that the client
-	// trusts for the instance. Required, unless Config.Transport is a
-	// transport.Authenticator.
-	Root *x509.Certificate
-}
-
-// addr returns "host:port".
-func (i Instance) addr() string {
-	return net.JoinHostPort(i.Endpoint, strconv.Itoa(int(i.Port)))
-}
-
-func (i Instance) origin() string { return "https://" + i.addr() }
-
-func (i Instance) check(rootNeeded bool) error {
-	if err := checkHost(i.Endpoint); err != nil {
-		return fmt.Errorf("instance endpoint %q: %w", i.Endpoint, err)
-	}
-	if rootNeeded && (i.Root == nil || len(i.Root.Raw) == 0) {
-		return errors.New("instance without a root certificate: there would be nothing to trust")
-	}
-	return nil
-}
-
-// checkHost accepts a host name or an IP address.
-func checkHost(host string) error {
-	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() && addr.Zone() == "" {
-		return nil
-	}
-	return uart.CheckEndpoint(host)
-}
 
 // Config says what a Client works with.
 type Config struct {
@@ -80,7 +36,7 @@ type Config struct {
 	// Store keeps the client's records. Nil: memory only.
 	Store store.Store
 	// Transport carries the stream to the instance. Nil: TCP. Over a plain
-	// Transport the client runs TLS, pinned to Instance.Root; a
+	// Transport the client runs TLS, pinned to the instance's roots; a
 	// transport.Authenticator brings its own trust, and then SetInstance and
 	// provisioning an instance fail.
 	Transport transport.Transport
@@ -245,61 +201,6 @@ func checkKey(step string, role keystore.Role, signer crypto.Signer, err error) 
 // DeviceID returns the device's identity.
 func (c *Client) DeviceID() DeviceID { return c.id }
 
-// Instance returns the instance in use, with its Port filled in. Without one
-// the error is ErrNotInitialised; ErrStorage if the stored one is damaged.
-func (c *Client) Instance() (Instance, error) {
-	i, err := c.useInstance()
-	if err != nil {
-		return Instance{}, newError("instance", CodeGeneral, err)
-	}
-	return i, nil
-}
-
-func (c *Client) useInstance() (Instance, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.state.instanceErr != nil:
-		return Instance{}, c.state.instanceErr
-	case c.state.instance == nil:
-		return Instance{}, withCode(CodeNotInitialised, errors.New("provision the device or call SetInstance"))
-	}
-	return *c.state.instance, nil
-}
-
-// SetInstance stores another instance and uses it from now on. Keys, network
-// and enrolment stay as they are. An instance without an endpoint or a root is
-// ErrInvalidParameter, and so is any when Config.Transport is an
-// Authenticator, whose trust could not follow.
-func (c *Client) SetInstance(ctx context.Context, i Instance) error {
-	return c.run(ctx, "set instance", func(ctx context.Context) error { return c.setInstance(ctx, i) })
-}
-
-func (c *Client) setInstance(ctx context.Context, i Instance) error {
-	if c.bringsTrust() {
-		return errBringsTrust
-	}
-	i = i.normal()
-	if err := i.check(true); err != nil {
-		return withCode(CodeInvalidParameter, err)
-	}
-	if err := c.put(ctx, recordInstance, encodeInstance(i)); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.state.instance, c.state.instanceErr = &i, nil
-	c.mu.Unlock()
-	c.closeSession()
-	return nil
-}
-
-func (i Instance) normal() Instance {
-	if i.Port == 0 {
-		i.Port = DefaultPort
-	}
-	return i
-}
-
 // ForgetEnrolment deletes what Enrol stored: the device certificate, what came
 // with it, and the CSR. It keeps both keys, the instance and the network.
 func (c *Client) ForgetEnrolment(ctx context.Context) error {
@@ -309,21 +210,6 @@ func (c *Client) ForgetEnrolment(ctx context.Context) error {
 		}
 		c.setEnrolment(nil)
 		return c.delete(ctx, recordCSR)
-	})
-}
-
-// ForgetInstance deletes the stored instance, and stops using it even if it
-// came from Config. It keeps the keys, the network and the enrolment.
-func (c *Client) ForgetInstance(ctx context.Context) error {
-	return c.run(ctx, "forget instance", func(ctx context.Context) error {
-		if err := c.delete(ctx, recordInstance); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.state.instance, c.state.instanceErr = nil, nil
-		c.mu.Unlock()
-		c.closeSession()
-		return nil
 	})
 }
 
@@ -397,8 +283,4 @@ type decided struct{ error }
 
 func (d *decided) Unwrap() error { return d.error }
 
-var (
-	errClosed      = fmt.Errorf("client: %w", net.ErrClosed)
-	errBringsTrust = withCode(CodeInvalidParameter,
-		errors.New("the transport brings its own trust, so the instance cannot be changed: make a new Client"))
-)
+var errClosed = fmt.Errorf("client: %w", net.ErrClosed)

@@ -93,9 +93,6 @@ func (e *Enrolment) connect(conn api.Connection) error {
 	return nil
 }
 
-// maxRoots is how many root certificates connection details may have.
-const maxRoots = 8
-
 // parsePEM returns the certificates in text, at least one. Text between them is
 // skipped.
 func parsePEM(text []byte) ([]*x509.Certificate, error) {

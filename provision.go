@@ -1,6 +1,7 @@
 package quarklink
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -28,6 +29,10 @@ type ProvisionOptions struct {
 	NoNetwork bool
 	// NewNetwork: the stored Wi-Fi did not work, ask for another even so.
 	NewNetwork bool
+	// NewInstance: the stored instance does not work (a root certificate or a
+	// port that was damaged on the line, an instance that has moved), ask for
+	// another even so. The stored one stays until the other has come whole.
+	NewInstance bool
 }
 
 // Provision holds the Initial Enrolment Firmware's conversation with the
@@ -47,14 +52,14 @@ type ProvisionOptions struct {
 func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptions) (Network, error) {
 	var network Network
 	err := c.run(ctx, "provision", func(ctx context.Context) error {
-		tool := &uart.Device{Port: port, Timeout: o.Timeout, Tries: o.Tries, CheckRoot: checkRoot}
+		tool := &uart.Device{Port: port, Timeout: o.Timeout, Tries: o.Tries, CheckRoot: checkRootDER}
 		if !o.NoNetwork {
 			var err error
 			if network, err = c.provisionNetwork(ctx, tool, o.NewNetwork); err != nil {
 				return err
 			}
 		}
-		if err := c.provisionInstance(ctx, tool); err != nil {
+		if err := c.provisionInstance(ctx, tool, o.NewInstance); err != nil {
 			return err
 		}
 		c.log.LogAttrs(ctx, slog.LevelInfo, "send DeviceID", slog.String("deviceID", string(c.id)))
@@ -70,11 +75,6 @@ func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptio
 		return Network{}, err
 	}
 	return network, nil
-}
-
-func checkRoot(der []byte) error {
-	_, err := x509.ParseCertificate(der)
-	return err
 }
 
 func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again bool) (Network, error) {
@@ -103,8 +103,8 @@ func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again 
 	return n, nil
 }
 
-func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device) error {
-	if _, err := c.useInstance(); err == nil {
+func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device, again bool) error {
+	if _, err := c.useInstance(); err == nil && !again {
 		return nil
 	}
 	if c.bringsTrust() {
@@ -124,13 +124,39 @@ func (c *Client) provisionInstance(ctx context.Context, tool *uart.Device) error
 	if err != nil {
 		return withCode(CodeCommunication, fmt.Errorf("ask for the port: %w", err))
 	}
-	der, err := tool.RootCA(ctx)
+	root, err := provisionRoot(ctx, tool)
 	if err != nil {
 		return withCode(CodeCommunication, fmt.Errorf("ask for the root certificate: %w", err))
 	}
+	return c.setInstance(ctx, Instance{Endpoint: endpoint, Port: port, Root: root})
+}
+
+// provisionRoot asks for the root certificate. One that is not self-issued does
+// not show damage, so it must come twice.
+func provisionRoot(ctx context.Context, tool *uart.Device) (*x509.Certificate, error) {
+	const tries = 5
+	var before []byte
+	for range tries {
+		der, err := tool.RootCA(ctx)
+		if err != nil {
+			return nil, err
+		}
+		root, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		if selfIssued(root) || bytes.Equal(der, before) {
+			return root, nil
+		}
+		before = der
+	}
+	return nil, fmt.Errorf("%d answers, all different and none self-signed: is the line disturbed?", tries)
+}
+
+func checkRootDER(der []byte) error {
 	root, err := x509.ParseCertificate(der)
 	if err != nil {
-		return withCode(CodeCommunication, fmt.Errorf("root certificate: %w", err))
+		return err
 	}
-	return c.setInstance(ctx, Instance{Endpoint: endpoint, Port: port, Root: root})
+	return checkRoot(root)
 }

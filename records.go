@@ -26,9 +26,10 @@ const (
 const recordVersion = 1
 
 type instanceRecord struct {
-	Endpoint string `json:"endpoint"`
-	Port     uint16 `json:"port"`
-	Root     []byte `json:"root"` // DER
+	Endpoint string   `json:"endpoint"`
+	Port     uint16   `json:"port"`
+	Root     []byte   `json:"root"`            // DER
+	Roots    [][]byte `json:"roots,omitempty"` // further ones
 }
 
 type networkRecord struct {
@@ -139,7 +140,7 @@ func encode(record any) []byte {
 }
 
 func encodeInstance(i Instance) []byte {
-	return encode(instanceRecord{i.Endpoint, i.Port, i.Root.Raw})
+	return encode(instanceRecord{i.Endpoint, i.Port, i.Root.Raw, ders(i.Roots)})
 }
 
 func decodeInstance(data []byte) (*Instance, error) {
@@ -147,12 +148,20 @@ func decodeInstance(data []byte) (*Instance, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, err
 	}
+	// What was stored stays good: the roots' signatures are not looked at again.
+	if err := checkHost(r.Endpoint); err != nil {
+		return nil, fmt.Errorf("endpoint: %w", err)
+	}
 	root, err := x509.ParseCertificate(r.Root)
 	if err != nil {
 		return nil, fmt.Errorf("root certificate: %w", err)
 	}
-	i := Instance{Endpoint: r.Endpoint, Port: r.Port, Root: root}.normal()
-	return &i, i.check(true)
+	further, err := certificates(r.Roots)
+	if err != nil {
+		return nil, fmt.Errorf("further root certificates: %w", err)
+	}
+	i := Instance{Endpoint: r.Endpoint, Port: r.Port, Root: root, Roots: further}.normal()
+	return &i, nil
 }
 
 func encodeNetwork(n Network) []byte {

@@ -154,13 +154,15 @@ func (c impatient) Write(p []byte) (int, error) {
 }
 
 // trusted returns a transport that verifies its peer: the caller's own, or TLS
-// pinned to the instance's root.
+// pinned to the instance's roots.
 func (c *Client) trusted(i Instance) transport.Authenticator {
 	if a, ok := c.transport.(transport.Authenticator); ok {
 		return a
 	}
 	roots := x509.NewCertPool()
-	roots.AddCert(i.Root)
+	for _, root := range i.roots() {
+		roots.AddCert(root)
+	}
 	return transport.TLS{
 		Addr:       i.addr(),
 		ServerName: i.Endpoint,
