@@ -61,13 +61,13 @@ var (
 	ErrCACerts            error = CodeCACerts            // the issuing certificates, or a device certificate that does not chain to them
 	ErrCommunication      error = CodeCommunication      // the instance could not be reached, or is not the one that was pinned
 	ErrValueNotAvailable  error = CodeValueNotAvailable  // the instance has no such thing for this device, or not yet
-	ErrStorage            error = CodeStorage            // the Store failed, or a record is damaged
+	ErrStorage            error = CodeStorage            // the Store failed, a record is damaged, or a Slot could not be read
 	ErrNotInitialised     error = CodeNotInitialised     // no instance is known: provision the device or call SetInstance
 	ErrAzureProvisioning  error = CodeAzureProvisioning  // the instance could not provision the device at Azure
 	ErrWrongSignature     error = CodeWrongSignature     // the image is signed, but by no trusted key
 	ErrMissingSignature   error = CodeMissingSignature   // the image is not signed
 	ErrUpdate             error = CodeUpdate             // the image is damaged, not for this device, or could not be written
-	ErrNoUpdate           error = CodeNoUpdate           // no update is due
+	ErrNoUpdate           error = CodeNoUpdate           // no update is to be installed
 	ErrConnectionLost     error = CodeConnectionLost     // the download broke off, or was shorter than announced
 	ErrDeviceDoesNotExist error = CodeDeviceDoesNotExist // the DeviceID is in no batch of the instance
 	ErrDeviceRevoked      error = CodeDeviceRevoked      // an operator revoked the device
@@ -87,6 +87,13 @@ var (
 	// ErrSlotTooSmall says that the image due does not fit the Slot; nothing
 	// was written. It comes with CodeUpdate.
 	ErrSlotTooSmall = errors.New("the image does not fit the slot")
+	// ErrAwaitsRestart says that the image due is installed, and nothing says
+	// that it runs: restart the device, and set Config.Firmware. It comes with
+	// CodeNoUpdate.
+	ErrAwaitsRestart = errors.New("the image due is installed and awaits a restart")
+	// ErrRefusedBefore says that the device has refused the image due before,
+	// and does not fetch it again. It comes with CodeNoUpdate.
+	ErrRefusedBefore = errors.New("the image due was refused before")
 )
 
 var codeTexts = map[Code]string{
@@ -107,7 +114,7 @@ var codeTexts = map[Code]string{
 	CodeWrongSignature:     "firmware signature not trusted",
 	CodeMissingSignature:   "firmware not signed",
 	CodeUpdate:             "firmware update failed",
-	CodeNoUpdate:           "no firmware update due",
+	CodeNoUpdate:           "no firmware update to install",
 	CodeUpdated:            "firmware updated",
 	CodeConnectionLost:     "connection lost during the firmware update",
 	CodeDeviceDoesNotExist: "the instance does not know the device",

@@ -123,6 +123,7 @@ func ExampleClient_FirmwareUpdate() {
 	fmt.Println("a key that is not trusted:", errors.Is(err, quarklink.ErrWrongSignature), "active:", slot.active)
 
 	options.Verifier = secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digest}}
+	options.Again = true // what was refused before is else not even fetched
 	done, err := device.FirmwareUpdate(ctx, options)
 	if err != nil {
 		log.Fatal(err)

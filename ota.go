@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -19,16 +20,18 @@ import (
 type Slot interface {
 	// ReadAt reads back what was written.
 	io.ReaderAt
-	// WriteAt writes. FirmwareUpdate's writes ascend from offset 0 without
-	// gaps and begin at multiples of 4096; a slot in flash erases a
+	// WriteAt writes. A download's writes ascend without gaps, and each begins
+	// at a multiple of 4096. The first is at offset 0 or, when a download that
+	// broke off is carried on, at any multiple of 4096 up to where that one
+	// came; what was written before that stays. A slot in flash erases a
 	// 4096-byte sector when a write reaches its start.
 	io.WriterAt
 	// Size returns how many bytes the slot holds.
 	Size() int64
 	// Activate makes the slot's first size bytes what the device starts next.
-	// It is called only after the image, read back from the slot, was
-	// verified. It must be atomic: after a power cut the device starts the old
-	// image or the new one.
+	// It is called only after the image, read back from the slot, was found to
+	// be the one that was announced and was verified. It must be atomic: after
+	// a power cut the device starts the old image or the new one.
 	Activate(ctx context.Context, size int64) error
 }
 
@@ -36,11 +39,13 @@ type Slot interface {
 // chip, the signature and the anti-rollback floor from the image's signed
 // content alone. secureboot.Verifier is one.
 //
-// The error may say which of the C library's codes it stands for by a method
-// FirmwareCode() int, or by wrapping ErrUpdate, ErrMissingSignature or
+// A verdict on the image says which of the C library's codes it stands for by a
+// method FirmwareCode() int, or by wrapping ErrUpdate, ErrMissingSignature or
 // ErrWrongSignature: 22 for an image that is damaged or none, or not for this
 // device, 21 for one without a signature, 20 for one whose signature is not
-// trusted. Other errors count as 22.
+// trusted. Any other FirmwareCode counts as 22. An error without a code is no
+// verdict: verifying failed, and the image may be tried again. Neither is any
+// error after the image could not be read.
 type Verifier interface {
 	Verify(ctx context.Context, image io.ReaderAt, size int64) error
 }
@@ -52,6 +57,8 @@ type FirmwareOptions struct {
 	// Progress, if set, is called as the download grows, from the goroutine
 	// that called FirmwareUpdate: at 0, then after each write.
 	Progress func(done, total int64)
+	// Again: try an image that was refused before.
+	Again bool
 }
 
 // Firmware is what FirmwareUpdate did.
@@ -67,19 +74,33 @@ type Firmware struct {
 const downloadChunk = 16 << 10
 
 // FirmwareUpdate asks for the status and, if an update is due, streams the
-// image into the slot, reads it back, has it verified, activates the slot, and
-// tells the instance the outcome. Memory stays constant whatever the image's
-// size.
+// image into the slot, reads it back, compares its digest with the announced
+// one, has it verified, activates the slot, and tells the instance the outcome.
+// Memory stays constant whatever the image's size.
 //
-// No update due is ErrNoUpdate. Refusals, in the order in which they are found:
-// an image for another chip or kind of eFuses is ErrUpdate, one that does not fit
-// ErrSlotTooSmall, both before anything is downloaded; a body that is shorter
-// than announced or breaks off is ErrConnectionLost; one that is damaged is
-// ErrUpdate; and then the Verifier's verdict: ErrUpdate, ErrMissingSignature or
-// ErrWrongSignature. After an error the slot may hold anything, but it has not
-// been activated, unless Activate itself failed half-way. The outcome is told
-// once, in at most half a minute, except for a connection that was lost; that it
-// cannot be told is logged and is no error.
+// The outcome is stored, so that no image is installed, or refused, again and
+// again. Nothing to install is ErrNoUpdate. With it comes ErrAwaitsRestart for
+// an image that was activated, until Config.Firmware reports it or another is
+// offered: a program must say what runs. ErrRefusedBefore comes with it for an
+// image that was refused, until another is offered, Config.Firmware changes, or
+// FirmwareOptions.Again is set.
+//
+// Refusals, in the order in which they are found: an image for another chip or
+// kind of eFuses is ErrUpdate, one that does not fit ErrSlotTooSmall, both
+// before anything is downloaded; a longer body than announced is ErrUpdate; so is
+// an image that, read back, has another digest than was announced, because it was
+// damaged or the slot did not keep it; and then the Verifier's verdict: ErrUpdate,
+// ErrMissingSignature or ErrWrongSignature. A slot that could not be written or
+// activated is ErrUpdate too, but is not remembered as a refusal.
+//
+// Not told to the instance, and tried again by the next call: a body that is
+// shorter than announced or breaks off, which is ErrConnectionLost; a slot that
+// could not be read, and a record that could not be stored before the slot is
+// activated, which are ErrStorage; and a Verifier's error without a code.
+//
+// After an error the slot may hold anything, but it has not been activated,
+// unless Activate itself failed half-way. The outcome is told once, in at most
+// half a minute; that it cannot be told is logged and is no error.
 func (c *Client) FirmwareUpdate(ctx context.Context, o FirmwareOptions) (Firmware, error) {
 	var done Firmware
 	err := c.run(ctx, "firmware update", func(ctx context.Context) (err error) {
@@ -101,9 +122,12 @@ const maxChanges = 2
 
 func (c *Client) update(ctx context.Context, o FirmwareOptions) (Firmware, error) {
 	for changes := 0; ; changes++ {
-		due, err := c.due(ctx)
-		if err != nil {
+		due, err := c.due(ctx, o.Again)
+		if due == nil {
 			return Firmware{}, err
+		}
+		if err != nil {
+			return Firmware{Manifest: *due}, err
 		}
 		err = c.install(ctx, due, o)
 		var answer *problem.Error
@@ -115,8 +139,8 @@ func (c *Client) update(ctx context.Context, o FirmwareOptions) (Firmware, error
 	}
 }
 
-// due returns the update that is due.
-func (c *Client) due(ctx context.Context) (*Manifest, error) {
+// due returns the update that is due; with an error, the one that is barred.
+func (c *Client) due(ctx context.Context, again bool) (*Manifest, error) {
 	status, err := c.status(ctx)
 	switch {
 	case err != nil:
@@ -126,12 +150,13 @@ func (c *Client) due(ctx context.Context) (*Manifest, error) {
 	case status.Firmware == nil:
 		return nil, withCode(CodeNoUpdate, errors.New("the device runs what the instance wants"))
 	}
-	return status.Firmware, nil
+	return status.Firmware, withCode(CodeNoUpdate, barred(status, again))
 }
 
 func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) error {
 	err := c.fetchAndActivate(ctx, m, o)
 	if err != nil && ctx.Err() == nil {
+		c.refuse(ctx, m, err)
 		err = &decided{err}
 	}
 	c.report(ctx, m, err)
@@ -145,16 +170,22 @@ func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOp
 	if err := c.download(ctx, m, o); err != nil {
 		return err
 	}
-	c.log.LogAttrs(ctx, slog.LevelInfo, "verify image")
-	if err := o.Verifier.Verify(ctx, io.NewSectionReader(o.Slot, 0, m.Size), m.Size); err != nil {
-		return withCode(verdict(err), fmt.Errorf("verify image: %w", err))
+	if err := c.verify(ctx, m, o); err != nil {
+		return err
+	}
+	if err := c.putUpdate(ctx, c.newUpdateRecord(m, stageVerified)); err != nil {
+		return err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "activate slot")
 	if err := o.Slot.Activate(ctx, m.Size); err != nil {
-		return withCode(CodeUpdate, fmt.Errorf("activate slot: %w", err))
+		return withCode(CodeUpdate, fmt.Errorf("%w: activate: %w", errSlot, err))
 	}
+	c.activated(ctx, m)
 	return nil
 }
+
+// errSlot marks the failures of a slot that say nothing of the image.
+var errSlot = errors.New("slot")
 
 // suits compares what the manifest says of the image with what the device says
 // of itself, and with its slot.
@@ -196,14 +227,7 @@ func (c *Client) download(ctx context.Context, m *Manifest, o FirmwareOptions) e
 	if length > m.Size {
 		return withCode(CodeUpdate, fmt.Errorf("the image has %d bytes, and %d were announced", length, m.Size))
 	}
-	hash := sha256.New()
-	if err := fill(o.Slot, io.TeeReader(body, hash), m.Size, o.Progress); err != nil {
-		return err
-	}
-	if got := [32]byte(hash.Sum(nil)); got != m.SHA256 {
-		return withCode(CodeUpdate, fmt.Errorf("the image is damaged: SHA-256 %x, and %x was announced", got, m.SHA256))
-	}
-	return nil
+	return fill(o.Slot, body, m.Size, o.Progress)
 }
 
 // fill copies exactly size bytes to the slot.
@@ -219,7 +243,7 @@ func fill(slot Slot, body io.Reader, size int64, progress func(done, total int64
 			return withCode(CodeConnectionLost, fmt.Errorf("download broke off after %d of %d bytes: %w", done+int64(n), size, err))
 		}
 		if _, err := slot.WriteAt(buf[:n], done); err != nil {
-			return withCode(CodeUpdate, fmt.Errorf("write slot at %d: %w", done, err))
+			return withCode(CodeUpdate, fmt.Errorf("%w: write at %d: %w", errSlot, done, err))
 		}
 		done += int64(n)
 		progress(done, size)
@@ -234,19 +258,86 @@ func fill(slot Slot, body io.Reader, size int64, progress func(done, total int64
 	return nil
 }
 
-// verdict is the code that a Verifier's error stands for.
-func verdict(err error) Code {
-	var code Code
+// verify reads the image back and decides whether it may run: it must be the
+// one that was announced, and the Verifier must accept it.
+func (c *Client) verify(ctx context.Context, m *Manifest, o FirmwareOptions) error {
+	c.log.LogAttrs(ctx, slog.LevelInfo, "verify image")
+	slot := &readBack{ctx: ctx, slot: o.Slot}
+	hash := sha256.New()
+	io.Copy(hash, io.NewSectionReader(slot, 0, m.Size)) // slot keeps the error
+	if err := slot.failure(); err != nil {
+		return err
+	}
+	if got := [32]byte(hash.Sum(nil)); got != m.SHA256 {
+		return withCode(CodeUpdate, fmt.Errorf("the image was damaged or the slot did not keep it:"+
+			" read back, its SHA-256 is %x, and %x was announced", got, m.SHA256))
+	}
+	err := o.Verifier.Verify(ctx, io.NewSectionReader(slot, 0, m.Size), m.Size)
+	if failed := slot.failure(); failed != nil {
+		return failed
+	}
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("verify image: %w", err)
+	if code, ok := verdict(err); ok {
+		return withCode(code, err)
+	}
+	return err
+}
+
+// readBack reads a slot until its context ends, and notes whether that failed:
+// then nothing that is said of the image counts.
+type readBack struct {
+	ctx    context.Context
+	slot   io.ReaderAt
+	failed atomic.Pointer[error]
+}
+
+// ReadAt is only called for what was written, so that less is a failure.
+func (r *readBack) ReadAt(p []byte, off int64) (n int, err error) {
+	if err = r.ctx.Err(); err == nil {
+		n, err = r.slot.ReadAt(p, off)
+	}
+	if n >= len(p) {
+		return len(p), nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	err = fmt.Errorf("%w: read at %d: %w", errSlot, off+int64(n), err)
+	r.failed.Store(&err)
+	return n, err
+}
+
+func (r *readBack) failure() error {
+	if err := r.failed.Load(); err != nil {
+		return withCode(CodeStorage, *err)
+	}
+	return nil
+}
+
+// verdict returns the code that a Verifier's error stands for, if it has one.
+func verdict(err error) (Code, bool) {
 	var coded interface{ FirmwareCode() int }
 	if errors.As(err, &coded) {
-		code = Code(coded.FirmwareCode())
-	} else {
-		errors.As(err, &code)
+		if code := Code(coded.FirmwareCode()); isVerdict(code) {
+			return code, true
+		}
+		return CodeUpdate, true
 	}
-	if code == CodeWrongSignature || code == CodeMissingSignature {
-		return code
-	}
-	return CodeUpdate
+	var code Code
+	return code, errors.As(err, &code) && isVerdict(code)
+}
+
+func isVerdict(code Code) bool {
+	return code == CodeWrongSignature || code == CodeMissingSignature || code == CodeUpdate
+}
+
+// outcomeCode returns the firmware code that an error leads to, if it has one.
+func outcomeCode(err error) (Code, bool) {
+	code := newError("", CodeGeneral, err).Code
+	return code, isVerdict(code)
 }
 
 // outcomeTime bounds the telling of an outcome: what has been installed should
@@ -262,8 +353,8 @@ const maxDetail = 256
 func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 	outcome := api.Outcome{SHA256: m.SHA256, Outcome: api.Installed}
 	if result != nil {
-		code := newError("", CodeGeneral, result).Code
-		if code != CodeUpdate && code != CodeMissingSignature && code != CodeWrongSignature {
+		code, ok := outcomeCode(result)
+		if !ok {
 			return
 		}
 		detail := result.Error()
@@ -286,10 +377,15 @@ func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 }
 
 // FirmwareInfo is what a device says of the firmware that runs now. Whatever is
-// zero is not said.
+// zero is not said. One of SHA256 and Version has to be said by a device that
+// takes updates: else nobody can know that an update has come to run.
 type FirmwareInfo struct {
-	Version string   // such as "1.8.0"; printable ASCII
-	SHA256  [32]byte // of the image as it was downloaded
+	// Version is such as "1.8.0", in printable ASCII, the same as in the
+	// image's Manifest.
+	Version string
+	// SHA256 is of the image as it was downloaded, its signature included. It
+	// counts before Version.
+	SHA256 [32]byte
 	// Chip is the chip's name as image manifests have it, such as "esp32c3".
 	Chip string
 	// VirtualEFuse: the device's eFuses are emulated in flash. Images for real

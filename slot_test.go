@@ -13,9 +13,9 @@ import (
 
 const sector = 4096
 
-// flashSlot is a partition of NOR flash in a file: programming clears bits, and
-// a write that reaches the start of a sector erases it first. It fails the test
-// if writes do not ascend.
+// flashSlot is a partition of NOR flash in a file: a write that reaches the start
+// of a sector erases it first. It fails the test if writes neither ascend nor
+// begin again at a sector that was reached before.
 type flashSlot struct {
 	t      testing.TB
 	file   *os.File
@@ -24,6 +24,10 @@ type flashSlot struct {
 	failAt int64 // writes that reach this offset fail; 0: none
 	flipAt int64 // this byte is stored wrongly; 0: none
 	active int64 // size of the activated image; 0: not activated
+	writes int
+	// Hooks; nil: none.
+	onRead     func(off int64) error
+	onActivate func() error
 }
 
 func newSlot(t testing.TB, size int64) *flashSlot {
@@ -36,13 +40,23 @@ func newSlot(t testing.TB, size int64) *flashSlot {
 
 func (s *flashSlot) Size() int64 { return s.size }
 
-func (s *flashSlot) ReadAt(p []byte, off int64) (int, error) { return s.file.ReadAt(p, off) }
+func (s *flashSlot) ReadAt(p []byte, off int64) (int, error) {
+	if s.onRead != nil {
+		if err := s.onRead(off); err != nil {
+			return 0, err
+		}
+	}
+	return s.file.ReadAt(p, off)
+}
 
 var errFlash = errors.New("flash controller: program failed")
 
 func (s *flashSlot) WriteAt(p []byte, off int64) (int, error) {
+	s.writes++
+	if off < s.next && off%sector == 0 {
+		s.next = off // a download begins again
+	}
 	if off == 0 {
-		s.next = 0 // a new download
 		if err := s.file.Truncate(0); err != nil {
 			return 0, err
 		}
@@ -64,6 +78,11 @@ func (s *flashSlot) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (s *flashSlot) Activate(_ context.Context, size int64) error {
+	if s.onActivate != nil {
+		if err := s.onActivate(); err != nil {
+			return err
+		}
+	}
 	if size != s.next {
 		return fmt.Errorf("activate %d bytes of %d written", size, s.next)
 	}

@@ -55,8 +55,14 @@ type Status struct {
 	HasEnrolment bool
 	// Batch is the name of the device's batch, for people.
 	Batch string
-	// Firmware describes the update that is due; nil if none is.
+	// Firmware describes the update that is due; nil if none is. The image that
+	// runs, by Config.Firmware, is none.
 	Firmware *Manifest
+	// AwaitsRestart: that update is installed. Restart the device; if it has
+	// been restarted, Config.Firmware does not say that the update runs.
+	AwaitsRestart bool
+	// FirmwareRefused: the device refused that update before.
+	FirmwareRefused bool
 	// PollAfter is when the instance would like to be asked again; 0 if it
 	// does not mind.
 	PollAfter time.Duration
@@ -72,8 +78,14 @@ func (s Status) NeedsEnrolment() bool {
 	return s.State == StateNotEnrolled || s.CertificateExpired || !s.HasEnrolment
 }
 
+// NeedsUpdate reports whether FirmwareUpdate is called for: the device is not
+// revoked, and an update is due that was neither refused nor awaits a restart.
+func (s Status) NeedsUpdate() bool {
+	return s.State != StateRevoked && s.Firmware != nil && !s.AwaitsRestart && !s.FirmwareRefused
+}
+
 // Code returns what the C library's quarklink_status returns, the first that
-// holds: CodeRevoked, CodeUpdateRequired, CodeNotEnrolled,
+// holds: CodeRevoked, CodeUpdateRequired (if NeedsUpdate), CodeNotEnrolled,
 // CodeCertificateExpired, CodeEnrolled. An update comes before enrolment
 // because the Initial Enrolment Firmware never enrols and yet must learn of its
 // update; a pending revocation counts as enrolled. A state that this library
@@ -82,7 +94,7 @@ func (s Status) Code() Code {
 	switch {
 	case s.State == StateRevoked:
 		return CodeRevoked
-	case s.Firmware != nil:
+	case s.NeedsUpdate():
 		return CodeUpdateRequired
 	case s.State == StateNotEnrolled:
 		return CodeNotEnrolled
@@ -156,6 +168,7 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 		Firmware:           manifest(answer.Firmware),
 		PollAfter:          pollAfter(answer.PollAfter),
 	}
+	c.consider(ctx, &status)
 	if e, err := c.enrolled(); err == nil {
 		status.HasEnrolment = c.hasKeyOf(ctx, e)
 		status.CertificateExpired = status.CertificateExpired || c.now().After(e.Certificate.NotAfter)
