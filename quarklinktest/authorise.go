@@ -17,34 +17,43 @@ const (
 	byDevice                      // a device certificate
 )
 
-// authorise finds out who asks and whether it may: by the key that it has, or
-// by the certificate that the Server remembers having issued, and never by a
-// name in a certificate.
-func (s *Server) authorise(q *request, accepts proof, whileRevoked bool) error {
-	proves, id, mine := byNothing, quarklink.DeviceID(""), (*issued)(nil)
-	if shown := q.TLS.PeerCertificates; len(shown) > 0 {
-		if mine = s.issued[sha256.Sum256(shown[0].Raw)]; mine != nil {
-			proves, id = mine.proves, mine.device.id
-		} else {
-			proves = byIdentity
-			id, _ = quarklink.DeviceIDOf(shown[0].PublicKey) // a key of another kind is nobody's
-		}
+// caller is who sends a request, as far as its client certificate proves it.
+type caller struct {
+	device *device // nil if the certificate is of no device in a batch
+	proves proof
+	cert   *issued // nil if the Server did not issue the certificate
+}
+
+// identify finds out who asks: by the key that it has, or by the certificate
+// that the Server remembers having issued, and never by a name in a certificate.
+func (s *Server) identify(r *http.Request) caller {
+	presented := r.TLS.PeerCertificates
+	if len(presented) == 0 {
+		return caller{proves: byNothing}
 	}
-	d := s.devices[id]
-	q.device = d
+	if mine := s.issued[sha256.Sum256(presented[0].Raw)]; mine != nil {
+		return caller{mine.device, mine.proves, mine}
+	}
+	id, _ := quarklink.DeviceIDOf(presented[0].PublicKey) // a key of another kind is nobody's
+	return caller{device: s.devices[id], proves: byIdentity}
+}
+
+// authorise decides whether the caller may make a call.
+func (s *Server) authorise(c caller, accepts proof, whileRevoked bool) error {
+	d := c.device
 	switch {
 	case d != nil && d.state == quarklink.StateRevoked && !whileRevoked:
 		return refuse(http.StatusForbidden, ProblemDeviceRevoked, "the device is revoked")
 	case accepts&byNothing != 0:
 		return nil
-	case proves == byNothing:
+	case c.proves == byNothing:
 		return refuse(http.StatusForbidden, "", "this call needs a client certificate")
 	case d == nil:
 		return refuse(http.StatusNotFound, ProblemDeviceUnknown, "the device is in no batch")
-	case accepts&proves == 0:
-		return refuse(http.StatusForbidden, "", "this call does not take "+proves.String())
-	case mine != nil && !mine.valid(s.now()):
-		return refuse(http.StatusForbidden, "", proves.String()+" has expired or was revoked")
+	case accepts&c.proves == 0:
+		return refuse(http.StatusForbidden, "", "this call does not take "+c.proves.String())
+	case c.cert != nil && !c.cert.valid(s.now()):
+		return refuse(http.StatusForbidden, "", c.proves.String()+" has expired or was revoked")
 	}
 	return nil
 }

@@ -36,7 +36,8 @@ type Batch struct {
 
 // Policy is what enrolment hands out: an IoT hub, or a database (Database
 // Direct). With neither it is a hub on port 8883 of the instance's host, whose
-// root is the instance's. Of both it is an error.
+// root is the instance's; [Server.HubCertificate] makes a certificate for one.
+// Both at once is an error.
 type Policy struct {
 	// Lifetime of a device certificate from its issue on; it begins five
 	// minutes before. 0: 365 days.
@@ -52,7 +53,8 @@ type Outcome struct {
 	SHA256  [32]byte
 	Outcome string // "installed", "confirmed", "rolled_back" or "failed"
 	Code    quarklink.Code
-	Detail  string
+	Detail  string    // as the device sent it
+	Time    time.Time // when it was told, by Options.Now
 }
 
 type batch struct {
@@ -67,7 +69,13 @@ type device struct {
 	state    quarklink.State
 	issued   []*issued // device certificates, the newest last
 	outcomes []Outcome
+	running  running
+	calls    map[Call]int
+	lastSeen time.Time
 }
+
+// running is what a device says that it runs; "" for what it does not say.
+type running struct{ version, sha256 string }
 
 // issued is a certificate that the Server has issued to a device.
 type issued struct {
@@ -98,17 +106,17 @@ func (s *Server) AddBatch(b Batch) error {
 	if b.Name == "" {
 		return errors.New("quarklinktest: batch without a name")
 	}
-	if b.Policy.Hub != nil && b.Policy.Database != nil {
-		return fmt.Errorf("quarklinktest: batch %q: its policy has both a hub and a database", b.Name)
-	}
-	if b.Policy.Lifetime < 0 {
-		return fmt.Errorf("quarklinktest: batch %q: certificates with a lifetime of %v", b.Name, b.Policy.Lifetime)
+	if err := errors.Join(b.Policy.check(), checkPollAfter(b.PollAfter)); err != nil {
+		return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
 	}
 	added := batch{Batch: b}
 	added.Devices, added.Firmware = nil, nil
 	if b.Firmware != nil {
 		var err error
-		if added.published, err = prepare(*b.Firmware, b.SigningKey); err != nil {
+		if added.published, err = prepare(*b.Firmware, b.SigningKey); err == nil {
+			err = s.journal.keepImage(added.published)
+		}
+		if err != nil {
 			return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
 		}
 	}
@@ -129,11 +137,34 @@ func (s *Server) AddBatch(b Batch) error {
 	}
 	before := *at
 	*at = added
-	if err := s.addDevices(at, b.Devices); err != nil {
+	if err := s.checkDevices(at, b.Devices); err != nil {
 		*at = before
 		return err
 	}
 	s.batches[b.Name] = at
+	if err := s.batchChanged(at); err != nil {
+		return err
+	}
+	if at.published != nil {
+		s.published(at)
+	}
+	return s.addDevices(at, b.Devices)
+}
+
+func (p Policy) check() error {
+	if p.Hub != nil && p.Database != nil {
+		return errors.New("the policy has both a hub and a database: set one")
+	}
+	if p.Lifetime < 0 {
+		return fmt.Errorf("certificates with a lifetime of %v", p.Lifetime)
+	}
+	return nil
+}
+
+func checkPollAfter(d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("PollAfter is %v", d)
+	}
 	return nil
 }
 
@@ -146,10 +177,14 @@ func (s *Server) AddDevices(batch string, ids ...quarklink.DeviceID) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkDevices(b, ids); err != nil {
+		return err
+	}
 	return s.addDevices(b, ids)
 }
 
-func (s *Server) addDevices(b *batch, ids []quarklink.DeviceID) error {
+// checkDevices reports whether the devices can be added to a batch.
+func (s *Server) checkDevices(b *batch, ids []quarklink.DeviceID) error {
 	for _, id := range ids {
 		if _, err := quarklink.ParseDeviceID(string(id)); err != nil {
 			return fmt.Errorf("quarklinktest: batch %q: %w", b.Name, err)
@@ -158,12 +193,25 @@ func (s *Server) addDevices(b *batch, ids []quarklink.DeviceID) error {
 			return fmt.Errorf("quarklinktest: device %s is in batch %q already", id, d.batch.Name)
 		}
 	}
+	return nil
+}
+
+func (s *Server) addDevices(b *batch, ids []quarklink.DeviceID) error {
 	for _, id := range ids {
-		if s.devices[id] == nil {
-			s.devices[id] = &device{id: id, batch: b, state: quarklink.StateNotEnrolled}
+		if s.devices[id] != nil {
+			continue
+		}
+		d := newDevice(id, b)
+		s.devices[id] = d
+		if err := s.deviceChanged(d); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func newDevice(id quarklink.DeviceID, b *batch) *device {
+	return &device{id: id, batch: b, state: quarklink.StateNotEnrolled, calls: map[Call]int{}}
 }
 
 func (s *Server) batch(name string) (*batch, error) {
@@ -198,9 +246,12 @@ func (s *Server) change(id quarklink.DeviceID, change func(*device) error) error
 	defer s.mu.Unlock()
 	d := s.devices[id]
 	if d == nil {
-		return fmt.Errorf("quarklinktest: device %q is in no batch", id)
+		return errNoDevice(id)
 	}
-	return change(d)
+	if err := change(d); err != nil {
+		return err
+	}
+	return s.deviceChanged(d)
 }
 
 // Revoke revokes a device and every certificate it has: from now on it is
@@ -218,7 +269,7 @@ func (s *Server) Revoke(id quarklink.DeviceID) error {
 }
 
 // PendingRevoke says of an enrolled device that it is about to be revoked. It
-// is served as before. Of a device that is not enrolled that is an error.
+// is served as before. It is an error if the device is not enrolled.
 func (s *Server) PendingRevoke(id quarklink.DeviceID) error {
 	return s.change(id, func(d *device) error {
 		if d.state != quarklink.StateEnrolled && d.state != quarklink.StatePendingRevoke {
@@ -230,8 +281,8 @@ func (s *Server) PendingRevoke(id quarklink.DeviceID) error {
 }
 
 // AllowEnrolment lets a revoked device enrol again: it is not enrolled from now
-// on. Its old certificates stay revoked. Of a device that is not revoked that is
-// an error.
+// on. Its old certificates stay revoked. It is an error if the device is not
+// revoked.
 func (s *Server) AllowEnrolment(id quarklink.DeviceID) error {
 	return s.change(id, func(d *device) error {
 		if d.state != quarklink.StateRevoked {
@@ -243,7 +294,7 @@ func (s *Server) AllowEnrolment(id quarklink.DeviceID) error {
 }
 
 // Expire makes every device certificate of an enrolled device count as expired,
-// whatever the clock says. Of a device that is not enrolled that is an error.
+// whatever the clock says. It is an error if the device is not enrolled.
 func (s *Server) Expire(id quarklink.DeviceID) error {
 	return s.change(id, func(d *device) error {
 		if d.current() == nil {

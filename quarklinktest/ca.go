@@ -8,9 +8,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -28,10 +30,13 @@ const (
 type pki struct {
 	root        *authority // of the server certificate: what devices pin
 	server      tls.Certificate
+	names       []string   // for which server is valid, beside the usual ones
 	issuingRoot *authority // above issuing
 	issuing     *authority // issues device certificates
 	temporary   *authority // issues temporary certificates; in no list of ours
 	foreign     *authority // nobody's: for forgeries
+
+	foreignServer tls.Certificate // as server, but issued by foreign
 }
 
 func newPKI(now time.Time) (*pki, error) {
@@ -56,28 +61,104 @@ func newPKI(now time.Time) (*pki, error) {
 			return nil, fmt.Errorf("make %s: %w", a.name, err)
 		}
 	}
-	return &p, p.makeServer(now)
+	return &p, nil
 }
 
-func (p *pki) makeServer(now time.Time) error {
-	key, err := newKey()
-	if err != nil {
-		return err
+// makeServer makes the server certificates, unless there is one for these names
+// already.
+func (p *pki) makeServer(now time.Time, names []string) (err error) {
+	p.names = names
+	all := append([]string{HostName, localhost, "127.0.0.1", "::1"}, names...)
+	if p.server.Leaf == nil || !slices.Equal(namesOf(p.server.Leaf), namesOf(serverTemplate(now, all))) {
+		if p.server, err = p.root.issueServer(now, all); err != nil {
+			return fmt.Errorf("make the server certificate: %w", err)
+		}
 	}
-	cert, err := p.root.issue(key.Public(), &x509.Certificate{
-		Subject:     pkix.Name{CommonName: HostName},
-		DNSNames:    []string{HostName, localhost},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	if p.foreignServer, err = p.foreign.issueServer(now, all); err != nil {
+		return fmt.Errorf("make the foreign server certificate: %w", err)
+	}
+	return nil
+}
+
+func namesOf(cert *x509.Certificate) []string {
+	names := slices.Clone(cert.DNSNames)
+	for _, ip := range cert.IPAddresses {
+		names = append(names, ip.String())
+	}
+	return names
+}
+
+// serverTemplate is a server certificate for host names and IP addresses.
+func serverTemplate(now time.Time, names []string) *x509.Certificate {
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: names[0]},
 		NotBefore:   now.Add(-backdated),
 		NotAfter:    now.Add(authorityLifetime),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		return fmt.Errorf("make the server certificate: %w", err)
 	}
-	p.server = tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
-	return nil
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	return template
+}
+
+// issueServer issues a certificate with which its holder is a TLS server under
+// these names.
+func (a *authority) issueServer(now time.Time, names []string) (tls.Certificate, error) {
+	key, err := newKey()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	cert, err := a.issue(key.Public(), serverTemplate(now, names))
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, nil
+}
+
+// HubCertificate makes a certificate with its key for an IoT hub of the caller's
+// under these host names and IP addresses, at least one. The instance's root
+// issues it, which is what a Policy whose Hub has no Roots tells devices to trust.
+// The hub itself trusts [Server.IssuingCertificates], and learns from
+// [Server.RevocationList] whom to refuse.
+func (s *Server) HubCertificate(names ...string) (tls.Certificate, error) {
+	if len(names) == 0 {
+		return tls.Certificate{}, errors.New("quarklinktest: a hub certificate without a name")
+	}
+	cert, err := s.pki.root.issueServer(s.now(), names)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("quarklinktest: hub certificate: %w", err)
+	}
+	return cert, nil
+}
+
+// RevocationList returns the certificate revocation list (RFC 5280 section 5) of
+// the first of [Server.IssuingCertificates], in DER: every device certificate
+// that is revoked at this moment. It is valid for a day.
+func (s *Server) RevocationList() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	s.crlNumber++
+	template := &x509.RevocationList{
+		Number: big.NewInt(s.crlNumber), ThisUpdate: now.Add(-backdated), NextUpdate: now.Add(24 * time.Hour),
+	}
+	for _, i := range s.issued {
+		if i.revoked && i.proves == byDevice {
+			template.RevokedCertificateEntries = append(template.RevokedCertificateEntries,
+				x509.RevocationListEntry{SerialNumber: i.cert.SerialNumber, RevocationTime: now})
+		}
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, template, s.pki.issuing.cert, s.pki.issuing.key)
+	if err != nil {
+		return nil, fmt.Errorf("quarklinktest: revocation list: %w", err)
+	}
+	return der, nil
 }
 
 // authority is a certificate with its key.

@@ -29,11 +29,7 @@ func (s *Server) answerStatus(q *request) (*answer, error) {
 		status.CertificateExpired = i.hasExpired(s.now())
 	}
 	if d.state != quarklink.StateRevoked {
-		due, err := d.batch.due(q)
-		if err != nil {
-			return nil, err
-		}
-		if due != nil {
+		if due := d.due(d.running); due != nil {
 			status.Firmware = &due.manifest
 		}
 	}
@@ -84,9 +80,14 @@ func (s *Server) answerOutcome(q *request) (*answer, error) {
 	if !slices.Contains(outcomes, o.Outcome) {
 		return nil, refuse(http.StatusBadRequest, "", fmt.Sprintf("there is no outcome %.40q", o.Outcome))
 	}
-	q.device.outcomes = append(q.device.outcomes, Outcome{
-		SHA256: o.SHA256, Outcome: o.Outcome, Code: quarklink.Code(o.Code), Detail: o.Detail,
-	})
+	told := Outcome{SHA256: o.SHA256, Outcome: o.Outcome, Code: quarklink.Code(o.Code), Detail: o.Detail, Time: s.now().Round(0)}
+	d := q.device
+	d.outcomes = append(d.outcomes, told)
+	s.happened(Event{Kind: EventOutcome, DeviceID: d.id, Batch: d.batch.Name,
+		Outcome: told.Outcome, Code: told.Code, Detail: told.Detail})
+	if err := s.journal.writeDevice(d); err != nil {
+		return nil, err
+	}
 	return &answer{status: http.StatusNoContent}, nil
 }
 

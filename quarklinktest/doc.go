@@ -11,15 +11,21 @@
 // [Server.Revoke], [Server.Publish] and so on. [Server.Fault] makes it fail on
 // purpose, and [Server.Stats] counts what reached it.
 //
+// [Server.NewDevice] makes a device of a batch, and [Server.Config] what
+// quarklink.New needs to reach the Server with keys of the caller's.
+// [Server.Device] and [Server.Batches] tell what the Server knows of its devices,
+// [Server.Events] what happens, and [Server.Wait] waits for it.
+//
 // With [Options.InMemory] it opens no socket. Then, and only then, a test that
 // uses it through [Server.Carrier] can run under testing/synctest: make the
 // Server inside the bubble and close it there. [Pipe] is a serial cable of the
 // same kind, for the tool that [NewTool] makes.
 //
 // The keys are made at random for each Server and are gone with it, unless
-// [Server.Snapshot] keeps them. There is no hub and no database behind the
-// connection details that it hands out: to build one, trust
-// [Server.IssuingCertificates].
+// [Server.Snapshot] or [Options.State] keeps them. There is no hub and no
+// database behind the connection details that it hands out: to build one, use
+// [Server.HubCertificate], trust [Server.IssuingCertificates] and refuse whom
+// [Server.RevocationList] lists.
 //
 // The package does not import testing.
 package quarklinktest

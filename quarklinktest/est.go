@@ -63,8 +63,13 @@ func (s *Server) answerEnrol(q *request) (*answer, error) {
 	i := &issued{device: d, cert: cert, proves: byDevice, csr: digest}
 	s.remember(i)
 	d.issued = append(d.issued, i)
+	s.happened(Event{Kind: EventCertificate, DeviceID: d.id, Batch: d.batch.Name, Detail: cert.SerialNumber.Text(16)})
 	if d.state == quarklink.StateNotEnrolled {
 		d.state = quarklink.StateEnrolled
+		s.happened(Event{Kind: EventDevice, DeviceID: d.id, Batch: d.batch.Name, State: d.state.String()})
+	}
+	if err := s.journal.writeDevice(d); err != nil {
+		return nil, err
 	}
 	return s.certificates(q, cert)
 }
@@ -119,13 +124,15 @@ func (s *Server) certificates(q *request, certs ...*x509.Certificate) (*answer, 
 	return content("application/pkcs7-mime; smime-type=certs-only", wrap(base64.StdEncoding.AppendEncode(nil, der))), nil
 }
 
-// wrap breaks text into lines as MIME does (RFC 2045 section 6.8).
+// wrap breaks text into lines of the width of MIME's (RFC 2045 section 6.8). They
+// end in LF alone, which MIME decoders and other people's EST clients take as
+// well, and so does base64 -d, which refuses CR.
 func wrap(text []byte) []byte {
 	const width = 76
 	var lines []byte
 	for len(text) > 0 {
 		n := min(width, len(text))
-		lines = append(append(lines, text[:n]...), "\r\n"...)
+		lines = append(append(lines, text[:n]...), '\n')
 		text = text[n:]
 	}
 	return lines

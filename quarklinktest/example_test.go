@@ -7,11 +7,8 @@ import (
 	"log"
 	"time"
 
-	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
-	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
-	"github.com/quarklink-go/quarklink/store"
 )
 
 // A harness for a device: an instance, a batch, and an image that is due.
@@ -23,31 +20,12 @@ func Example() {
 	}
 	defer instance.Close()
 
-	keys, err := software.New(new(store.Mem), software.Options{
-		Secret:     func(context.Context) ([]byte, error) { return []byte("a secret of thirty-two characters"), nil },
-		Iterations: 1, // such a secret needs no more
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	i := instance.Instance()
-	device, err := quarklink.New(ctx, quarklink.Config{
-		KeyStore:  keys,
-		Instance:  &i,
-		Transport: instance.Carrier(),
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer device.Close()
-
 	firmware, err := image.Minimal(image.ESP32C3, image.App{Project: "blinky", Version: "1.8.1"})
 	if err != nil {
 		log.Fatal(err)
 	}
 	err = instance.AddBatch(quarklinktest.Batch{
 		Name:     "My_MQTT_Batch",
-		Devices:  []quarklink.DeviceID{device.DeviceID()},
 		Policy:   quarklinktest.Policy{Lifetime: 30 * 24 * time.Hour},
 		Firmware: &quarklinktest.Firmware{Image: bytes.NewReader(firmware)},
 	})
@@ -55,6 +33,11 @@ func Example() {
 		log.Fatal(err)
 	}
 
+	device, err := instance.NewDevice(ctx, "My_MQTT_Batch")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer device.Close()
 	enrolment, err := device.Enrol(ctx)
 	if err != nil {
 		log.Fatal(err)

@@ -1,38 +1,120 @@
 package quarklinktest
 
 import (
+	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
+
+	"github.com/quarklink-go/quarklink"
 )
 
-// Fault is something that goes wrong with a call. Make one with the functions
-// that return it and hand it to [Server.Fault].
+// Fault is something that goes wrong with a call, or with a connection. Make
+// one with the functions that return it and hand it to [Server.Fault]. The zero
+// Fault does nothing and is refused.
 type Fault struct {
-	apply func(*effects)
-	final bool // faults that were added later do not come to it
-	times int  // 0: always
+	apply   func(*effects)
+	on      target // what it can go wrong with
+	final   bool   // faults that were added later do not apply together with it
+	times   int    // 0: always
+	devices []quarklink.DeviceID
+	batch   string
+	err     error // how it was made wrongly
 }
 
-// Times returns the fault for the next n requests only; n is at least 1.
+// target says what a fault is for.
+type target int
+
+const (
+	onCall       target = iota // a call
+	onConnection               // CallConnect
+	onBoth
+)
+
+// Times returns the fault for the next n requests only. An n below 1 is refused
+// by [Server.Fault].
 func (f Fault) Times(n int) Fault {
-	f.times = max(n, 1)
+	if n < 1 {
+		f.err = fmt.Errorf("a fault for %d requests: need at least 1", n)
+	}
+	f.times = n
+	return f
+}
+
+// For returns the fault for requests of these devices only.
+func (f Fault) For(ids ...quarklink.DeviceID) Fault {
+	if len(ids) == 0 {
+		f.err = errors.New("a fault for no device: name one")
+	}
+	f.devices = slices.Clone(ids)
+	return f
+}
+
+// InBatch returns the fault for requests of the devices of one batch only.
+func (f Fault) InBatch(name string) Fault {
+	if name == "" {
+		f.err = errors.New("a fault for a batch without a name")
+	}
+	f.batch = name
 	return f
 }
 
 // Fault makes the next requests of a call go wrong, all of them until
-// [Server.ClearFaults], or as many as [Fault.Times] says.
+// [Server.ClearFaults], or as many as [Fault.Times] says. With [CallConnect] it
+// makes connections go wrong before any call.
 //
 // Faults add up, in the order in which they were added: a [Delay] and a
-// [LoseAnswer] make one request both late and lost. Those that answer in the
-// Server's place ([Refuse], [Hold], [Answer], [LoseRequest]) end the matter:
-// what was added after one of them comes to the requests after those it is for.
-// So Refuse(…).Times(1) and then Hold(…).Times(2) spoil three requests in a row.
-func (s *Server) Fault(call Call, f Fault) {
+// [LoseAnswer] make one request both late and lost. A fault that answers in the
+// Server's place ([Refuse], [Hold], [Answer], [Intercept], [LoseRequest]) is the
+// last that applies to its request: one that was added after it waits for later
+// requests. So Refuse(…).Times(1) and then Hold(…).Times(2) spoil three requests
+// in a row.
+//
+// It is an error, and nothing is added, if there is no such call, if the fault is
+// the zero Fault or was made wrongly, or if it does not fit the call: a
+// connection belongs to no device yet, and what breaks a handshake breaks no
+// call.
+func (s *Server) Fault(call Call, f Fault) error {
+	if err := f.check(call); err != nil {
+		return fmt.Errorf("quarklinktest: fault of call %q: %w", call, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = append(s.faults, &fault{f, call})
+	return nil
+}
+
+func (f Fault) check(call Call) error {
+	switch {
+	case f.err != nil:
+		return f.err
+	case f.apply == nil:
+		return errors.New("the zero Fault does nothing: make one with Delay, Refuse and the like")
+	case call == CallConnect && f.on == onCall:
+		return errors.New("this fault is for a call, not for a connection")
+	case call == CallConnect && (f.devices != nil || f.batch != ""):
+		return errors.New("a connection belongs to no device before its handshake")
+	case call == CallConnect:
+		return nil
+	case f.on == onConnection:
+		return fmt.Errorf("this fault is for a connection: use %q", CallConnect)
+	case !slices.ContainsFunc(calls, func(c route) bool { return c.call == call }):
+		return errors.New("there is no such call")
+	}
+	return nil
+}
+
+// isFor reports whether the fault is for a request of that device, which may be
+// nil.
+func (f *fault) isFor(d *device) bool {
+	if f.devices == nil && f.batch == "" {
+		return true
+	}
+	return d != nil && (f.devices == nil || slices.Contains(f.devices, d.id)) && (f.batch == "" || f.batch == d.batch.Name)
 }
 
 // ClearFaults ends all faults. A request that one has delayed stays delayed.
@@ -46,7 +128,7 @@ func (s *Server) ClearFaults() {
 // testing/synctest no real time passes. A request whose client goes away while
 // it waits is not processed.
 func Delay(d time.Duration) Fault {
-	return Fault{apply: func(e *effects) { e.delay += d }}
+	return Fault{on: onBoth, apply: func(e *effects) { e.delay += d }}
 }
 
 // Refuse answers with an HTTP status and a problem, which is one of the Problem
@@ -72,7 +154,15 @@ func Hold(retryAfter time.Duration) Fault {
 // be read. It must end when the request's context does: Close waits for it. Of
 // other faults only [Delay] goes with it.
 func Answer(h http.Handler) Fault {
-	return Fault{final: true, apply: func(e *effects) { e.handler = h }}
+	return Intercept(func(w http.ResponseWriter, r *http.Request, _ http.Handler) { h.ServeHTTP(w, r) })
+}
+
+// Intercept has h answer, as [Answer] does, and gives it the handler of the real
+// answer, to be called at most once: h can look at a request and let it pass, or
+// call it with a ResponseWriter of its own (an httptest.ResponseRecorder) and
+// change what it answered.
+func Intercept(h func(w http.ResponseWriter, r *http.Request, real http.Handler)) Fault {
+	return Fault{final: true, apply: func(e *effects) { e.intercept = h }}
 }
 
 // LoseRequest breaks the connection before the request is processed. Note that
@@ -154,20 +244,22 @@ type fault struct {
 type effects struct {
 	delay       time.Duration
 	instead     *answer
-	handler     http.Handler
+	intercept   func(w http.ResponseWriter, r *http.Request, real http.Handler)
 	loseRequest bool
 	loseAnswer  bool
 	forge       forgery
 	body        []func(io.Reader) io.Reader
+	connection  connectionEffects
 }
 
-// takeFaults takes the faults that are for the next request of a call.
-func (s *Server) takeFaults(call Call) *effects {
+// takeFaults takes the faults that are for the next request of a call by a
+// device, nil if it is nobody's.
+func (s *Server) takeFaults(call Call, d *device) *effects {
 	e := new(effects)
 	left := s.faults[:0:0]
 	over := false
 	for _, f := range s.faults {
-		if f.call != call || over {
+		if f.call != call || over || !f.isFor(d) {
 			left = append(left, f)
 			continue
 		}
@@ -184,7 +276,7 @@ func (s *Server) takeFaults(call Call) *effects {
 
 // wait waits as long as the faults want. It reports false if the client or the
 // Server has gone before.
-func (e *effects) wait(r *http.Request, done <-chan struct{}) bool {
+func (e *effects) wait(ctx context.Context, done <-chan struct{}) bool {
 	if e.delay <= 0 {
 		return true
 	}
@@ -193,7 +285,7 @@ func (e *effects) wait(r *http.Request, done <-chan struct{}) bool {
 	select {
 	case <-timer.C:
 		return true
-	case <-r.Context().Done():
+	case <-ctx.Done():
 	case <-done:
 	}
 	return false

@@ -1,10 +1,12 @@
 package quarklinktest
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
 	"github.com/quarklink-go/quarklink/internal/api"
@@ -30,6 +33,11 @@ type Firmware struct {
 	Size int64
 	// AsIs: serve the image as it is though the batch has a signing key.
 	AsIs bool
+	// Share is the part of the batch's devices that get it, above 0 and at most
+	// 1; 0 means all of them. Which devices depends on the image and the
+	// DeviceID alone: publishing the same image with a larger Share adds devices
+	// to those that had it.
+	Share float64
 
 	// What the device is told of the image. Where the image is an ESP32 image,
 	// it decides what is zero: Name and Version, SecureVersion, and "chip" when
@@ -55,13 +63,27 @@ func (s *Server) Publish(batch string, f Firmware) error {
 		return err
 	}
 	p, err := prepare(f, b.SigningKey)
+	if err == nil {
+		err = s.journal.keepImage(p)
+	}
 	if err != nil {
 		return fmt.Errorf("quarklinktest: batch %q: %w", batch, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b.published = p
-	return nil
+	s.published(b)
+	return s.journal.writeBatch(b)
+}
+
+// published tells what a batch's devices are to run from now on.
+func (s *Server) published(b *batch) {
+	e := Event{Kind: EventPublished, Batch: b.Name}
+	if p := b.published; p != nil {
+		e.Firmware = fmt.Sprintf("%s %s", p.manifest.Name, p.manifest.Version)
+		e.Detail = fmt.Sprintf("%x", p.manifest.SHA256[:])
+	}
+	s.happened(e)
 }
 
 // Withdraw takes back what was published, so that no update is due.
@@ -73,18 +95,29 @@ func (s *Server) Withdraw(batch string) error {
 		return err
 	}
 	b.published = nil
-	return nil
+	s.published(b)
+	return s.journal.writeBatch(b)
 }
 
 // published is firmware as devices get it.
 type published struct {
 	manifest api.Firmware
 	content  io.ReaderAt
+	share    float64 // above 0, at most 1
+}
+
+// includes reports whether the device is in the share that gets the firmware.
+func (p *published) includes(id quarklink.DeviceID) bool {
+	digest := sha256.Sum256(append(p.manifest.SHA256[:], id...))
+	return float64(binary.BigEndian.Uint64(digest[:])>>11)/(1<<53) < p.share
 }
 
 func prepare(f Firmware, key crypto.Signer) (*published, error) {
 	if f.Image == nil {
 		return nil, errors.New("firmware without an image")
+	}
+	if f.Share < 0 || f.Share > 1 || f.Share != f.Share {
+		return nil, fmt.Errorf("firmware for a share of %v of the devices: need 0 to 1", f.Share)
 	}
 	size := f.Size
 	sized, ok := f.Image.(interface{ Size() int64 })
@@ -94,7 +127,7 @@ func prepare(f Firmware, key crypto.Signer) (*published, error) {
 	if size < 0 || size == 0 && !ok {
 		return nil, fmt.Errorf("firmware of %d bytes: set Size", size)
 	}
-	p := &published{content: f.Image, manifest: api.Firmware{
+	p := &published{content: f.Image, share: cmp.Or(f.Share, 1), manifest: api.Firmware{
 		Name: f.Name, Version: f.Version, Size: size, SecureVersion: f.SecureVersion, Attributes: maps.Clone(f.Attributes),
 	}}
 	img, err := image.Read(f.Image, size)
@@ -191,27 +224,37 @@ func (a appended) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// due returns what the device that asks should run and does not; nil if there
-// is nothing.
-func (b *batch) due(q *request) (*published, error) {
-	running, err := parseFirmwareField(q.Header.Get(api.FirmwareField))
-	if err != nil {
-		return nil, refuse(http.StatusBadRequest, "", fmt.Sprintf("%s: %v", api.FirmwareField, err))
-	}
-	p := b.published
+// due returns what the device should run and does not; nil if there is nothing.
+func (d *device) due(r running) *published {
+	p := d.batch.published
 	switch {
-	case p == nil:
-		return nil, nil
-	case running["sha256"] != "":
-		if running["sha256"] == hex.EncodeToString(p.manifest.SHA256[:]) {
-			return nil, nil
+	case p == nil || !p.includes(d.id):
+		return nil
+	case r.sha256 != "":
+		if r.sha256 == hex.EncodeToString(p.manifest.SHA256[:]) {
+			return nil
 		}
-	case running["version"] != "":
-		if running["version"] == p.manifest.Version {
-			return nil, nil
+	case r.version != "":
+		if r.version == p.manifest.Version {
+			return nil
 		}
 	}
-	return p, nil
+	return p
+}
+
+// hear notes what the device that asks says that it runs.
+func (s *Server) hear(q *request) error {
+	said, err := parseFirmwareField(q.Header.Get(api.FirmwareField))
+	if err != nil {
+		return refuse(http.StatusBadRequest, "", fmt.Sprintf("%s: %v", api.FirmwareField, err))
+	}
+	d, now := q.device, running{said["version"], said["sha256"]}
+	if d == nil || d.running == now {
+		return nil
+	}
+	d.running = now
+	s.happened(Event{Kind: EventRunning, DeviceID: d.id, Batch: d.batch.Name, Firmware: now.version, Detail: now.sha256})
+	return s.journal.writeDevice(d)
 }
 
 // parseFirmwareField reads a list of name="value" (RFC 9110 sections 5.6.4 and
@@ -255,10 +298,7 @@ func parseFirmwareField(field string) (map[string]string, error) {
 }
 
 func (s *Server) answerFirmware(q *request) (*answer, error) {
-	p, err := q.device.batch.due(q)
-	if err != nil {
-		return nil, err
-	}
+	p := q.device.due(q.device.running)
 	if p == nil {
 		return nil, refuse(http.StatusNotFound, ProblemNoFirmware, "no update is due")
 	}

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
@@ -309,6 +311,10 @@ func TestOutcomes(t *testing.T) {
 		}
 	}
 	got := s.Outcomes(d.id)
+	for i := range got {
+		assert.False(t, got[i].Time.IsZero(), "outcome %d has no time", i)
+		got[i].Time = time.Time{}
+	}
 	sum := [32]byte(bytes.Repeat([]byte{0xab}, 32))
 	if len(got) != 3 || got[0] != (quarklinktest.Outcome{SHA256: sum, Outcome: "failed", Code: quarklink.CodeUpdate, Detail: "flash worn out"}) ||
 		got[1].Outcome != "rolled_back" || got[2].Outcome != "confirmed" {

@@ -23,14 +23,20 @@ const (
 	CallOutcome    Call = "outcome"    // POST /quarklink/v1/firmware/outcome
 )
 
-// calls says who may make which call, and what answers it.
-var calls = []struct {
+// CallConnect is not a call but every new connection, before its handshake: see
+// [Server.Fault].
+const CallConnect Call = "connect"
+
+// route says who may make a call, and what answers it.
+type route struct {
 	call         Call
 	pattern      string
 	accepts      proof
 	whileRevoked bool
 	answer       func(*Server, *request) (*answer, error)
-}{
+}
+
+var calls = []route{
 	{CallCACerts, "GET /.well-known/est/cacerts", byNothing | byIdentity | byTemporary | byDevice, false, (*Server).answerCACerts},
 	{CallTemporary, "POST /.well-known/est/temporary/simpleenroll", byIdentity, false, (*Server).answerTemporary},
 	{CallEnrol, "POST /.well-known/est/simpleenroll", byTemporary, false, (*Server).answerEnrol},
@@ -43,9 +49,9 @@ var calls = []struct {
 // request is a call that is being answered.
 type request struct {
 	*http.Request
-	body   []byte
-	device *device // who asks; nil if nobody has to
-	forge  forgery // what to answer instead of the right certificates; may be nil
+	caller
+	body  []byte
+	forge forgery // what to answer instead of the right certificates; may be nil
 }
 
 // answer is what will be sent.
@@ -69,7 +75,11 @@ func (s *Server) handler() http.Handler {
 			s.handle(w, r, c.call, func(q *request) (*answer, error) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				if err := s.authorise(q, c.accepts, c.whileRevoked); err != nil {
+				q.caller = s.identify(q.Request) // it may have changed while a fault waited
+				if err := s.authorise(q.caller, c.accepts, c.whileRevoked); err != nil {
+					return nil, err
+				}
+				if err := s.hear(q); err != nil {
 					return nil, err
 				}
 				return c.answer(s, q)
@@ -87,16 +97,14 @@ func (s *Server) handler() http.Handler {
 // handle answers one request, as well or as badly as the faults allow.
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, call Call, process func(*request) (*answer, error)) {
 	s.mu.Lock()
-	s.stats.Requests++
-	if call != "" {
-		s.stats.Calls[call]++
-	}
-	e := s.takeFaults(call)
+	q := &request{Request: r, caller: s.identify(r)}
+	s.count(call, q.device)
+	e := s.takeFaults(call, q.device)
+	q.forge = e.forge
 	s.mu.Unlock()
 
 	// Until the body has been read net/http does not notice that a client
 	// goes away.
-	q := &request{Request: r, forge: e.forge}
 	var err error
 	q.body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequestBody))
 	if err != nil { // if it is not too large its sender has gone
@@ -104,25 +112,43 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, call Call, proce
 			return nil, refuse(http.StatusRequestEntityTooLarge, "", fmt.Sprintf("read the request: %v", err))
 		}
 	}
-	if !e.wait(r, s.done) || e.loseRequest {
+	if !e.wait(r.Context(), s.done) || e.loseRequest {
+		s.answered(q, call, 0)
 		cut(r)
 	}
-	if e.handler != nil {
+	real := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var a *answer
+		if e.instead != nil {
+			a = e.instead
+		} else if a, err = process(q); err != nil {
+			a = problemOf(err)
+		}
+		s.logRequest(q, call, a, err)
+		if e.loseAnswer {
+			s.answered(q, call, 0)
+			cut(r)
+		}
+		s.answered(q, call, a.status)
+		s.send(w, r, e.spoil(a))
+	})
+	if e.intercept != nil {
 		r.Body = io.NopCloser(bytes.NewReader(q.body))
-		e.handler.ServeHTTP(w, r)
+		e.intercept(w, r, real)
 		return
 	}
-	var a *answer
-	if e.instead != nil {
-		a = e.instead
-	} else if a, err = process(q); err != nil {
-		a = problemOf(err)
+	real(w, r)
+}
+
+// answered tells of a request that was answered with an HTTP status, or broken
+// off (0).
+func (s *Server) answered(q *request, call Call, status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := Event{Kind: EventRequest, Call: call, Status: status}
+	if q.device != nil {
+		e.DeviceID, e.Batch = q.device.id, q.device.batch.Name
 	}
-	s.logRequest(q, call, a, err)
-	if e.loseAnswer {
-		cut(r)
-	}
-	s.send(w, r, e.spoil(a))
+	s.happened(e)
 }
 
 func (s *Server) logRequest(q *request, call Call, a *answer, err error) {

@@ -10,11 +10,16 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/transport/uart"
 )
+
+// errClosed is the error of what waits when the Server is closed.
+var errClosed = fmt.Errorf("quarklinktest: server: %w", net.ErrClosed)
 
 // Names under which the server certificate is valid, beside 127.0.0.1 and ::1.
 const (
@@ -37,8 +42,22 @@ const (
 type Options struct {
 	// InMemory: listen on no socket; [Server.Carrier] is the only way in.
 	InMemory bool
+	// Addr is the "host:port" to listen on. Empty: a free port of 127.0.0.1, or
+	// the port that Snapshot or State remembers.
+	Addr string
+	// Listener takes connections instead of a socket of the Server's own. The
+	// Server closes it.
+	Listener net.Listener
+	// Names are host names and IP addresses for which the server certificate is
+	// valid beside the usual ones (HostName, "localhost", 127.0.0.1 and ::1).
+	// The first is the endpoint that Instance tells. Set it where devices reach
+	// the Server from elsewhere.
+	Names []string
 	// TLS12: speak TLS 1.2 and nothing newer, as an instance of old would.
 	TLS12 bool
+	// MinTLS is the oldest TLS version that is spoken. 0: TLS 1.3. With
+	// tls.VersionTLS12 both are. It cannot be combined with TLS12.
+	MinTLS uint16
 	// Now tells the time for certificates: from when they are valid, and
 	// whether they have expired. Nil: time.Now. It is called concurrently.
 	Now func() time.Time
@@ -49,6 +68,14 @@ type Options struct {
 	// so that its devices know it again. Nil: a new instance. Each batch that
 	// had devices is to be added again by AddBatch.
 	Snapshot []byte
+	// State is a directory in which the Server keeps everything: its keys and
+	// certificates, its port, its batches with their firmware, its devices. What
+	// it tells a device is on the medium before, so that a Server which is killed
+	// at any instant and made again with the same State goes on as the same
+	// instance. Only one Server may use a State at a time. Faults, counters and
+	// events are not kept. The private keys in it are not encrypted. Empty: in
+	// memory only. It cannot be combined with Snapshot.
+	State string
 }
 
 // Server is a QuarkLink instance. It is safe for concurrent use. Whoever makes
@@ -65,14 +92,17 @@ type Server struct {
 	done       chan struct{} // closed by Close
 	running    sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
-	closed  bool
-	conns   map[*conn]struct{}
-	stats   Stats
-	batches map[string]*batch
-	devices map[quarklink.DeviceID]*device
-	issued  map[[32]byte]*issued // by SHA-256 of the certificate
-	faults  []*fault
+	mu        sync.Mutex // guards what follows
+	closed    bool
+	conns     map[*conn]struct{}
+	stats     Stats
+	events    events
+	batches   map[string]*batch
+	devices   map[quarklink.DeviceID]*device
+	issued    map[[32]byte]*issued // by SHA-256 of the certificate
+	faults    []*fault
+	journal   *journal // nil without Options.State
+	crlNumber int64
 }
 
 // Stats counts what has reached a Server.
@@ -84,9 +114,12 @@ type Stats struct {
 	Calls            map[Call]int
 }
 
-// NewServer starts a Server. It fails only if it cannot listen, or if the
-// Snapshot is none.
+// NewServer starts a Server. It fails if it cannot listen, if the Options
+// contradict each other, or if the Snapshot or the State is damaged.
 func NewServer(o Options) (*Server, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("quarklinktest: %w", err)
+	}
 	s := &Server{
 		now: o.Now, log: o.Logger,
 		handshaken: make(chan net.Conn),
@@ -103,21 +136,11 @@ func NewServer(o Options) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if o.Snapshot != nil {
-		err = s.restore(o.Snapshot)
-	} else {
-		s.pki, err = newPKI(s.now())
-	}
-	if err != nil {
+	if err := s.begin(o); err != nil {
+		s.journal.close()
 		return nil, fmt.Errorf("quarklinktest: %w", err)
 	}
-	if !o.InMemory {
-		if s.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			return nil, fmt.Errorf("quarklinktest: %w", err)
-		}
-	}
-	s.tls = s.tlsConfig(o.TLS12)
+	s.tls = s.tlsConfig(o)
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -135,7 +158,72 @@ func NewServer(o Options) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) tlsConfig(tls12 bool) *tls.Config {
+func (o Options) check() error {
+	switch {
+	case o.InMemory && (o.Addr != "" || o.Listener != nil):
+		return errors.New("a Server in memory that is to listen: leave out InMemory, or Addr and Listener")
+	case o.Addr != "" && o.Listener != nil:
+		return errors.New("both Addr and Listener are set")
+	case o.Snapshot != nil && o.State != "":
+		return errors.New("both Snapshot and State are set")
+	case o.TLS12 && o.MinTLS != 0:
+		return errors.New("both TLS12 and MinTLS are set")
+	case o.MinTLS != 0 && o.MinTLS != tls.VersionTLS12 && o.MinTLS != tls.VersionTLS13:
+		return fmt.Errorf("MinTLS is %#04x: need TLS 1.2 (0x0303) or TLS 1.3 (0x0304)", o.MinTLS)
+	}
+	for _, name := range o.Names {
+		if net.ParseIP(name) == nil && uart.CheckEndpoint(name) != nil {
+			return fmt.Errorf("%q in Names is neither a host name nor an IP address", name)
+		}
+	}
+	return nil
+}
+
+// begin makes the Server the instance that Options tell, and listens.
+func (s *Server) begin(o Options) error {
+	var err error
+	var port uint16
+	switch {
+	case o.State != "":
+		port, err = s.openState(o.State)
+	case o.Snapshot != nil:
+		port, err = s.restore(o.Snapshot)
+	}
+	if err != nil {
+		return err
+	}
+	if s.pki == nil {
+		s.pki, err = newPKI(s.now())
+	}
+	if err == nil {
+		err = s.pki.makeServer(s.now(), o.Names)
+	}
+	if err == nil {
+		err = s.listen(o, port)
+	}
+	if err == nil && o.State != "" {
+		err = s.saveInstance(o.State)
+	}
+	return err
+}
+
+// listen listens where Options say, or on the port that the instance had.
+func (s *Server) listen(o Options, port uint16) (err error) {
+	addr := o.Addr
+	switch {
+	case o.InMemory:
+		return nil
+	case o.Listener != nil:
+		s.listener = o.Listener
+		return nil
+	case addr == "":
+		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port)))
+	}
+	s.listener, err = net.Listen("tcp", addr)
+	return err
+}
+
+func (s *Server) tlsConfig(o Options) *tls.Config {
 	cfg := &tls.Config{
 		Certificates: []tls.Certificate{s.pki.server},
 		Time:         s.now,
@@ -149,20 +237,32 @@ func (s *Server) tlsConfig(tls12 bool) *tls.Config {
 		ClientAuth:             tls.RequestClientCert,
 		SessionTicketsDisabled: true,
 	}
-	if tls12 {
+	if o.MinTLS != 0 {
+		cfg.MinVersion = o.MinTLS
+	}
+	if o.TLS12 {
 		cfg.MinVersion, cfg.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	}
 	return cfg
 }
 
 // Instance returns what a device must know of the Server: quarklink.Config and
-// a provisioning tool take it. The endpoint of one that listens nowhere is
-// [HostName].
+// a provisioning tool take it. The endpoint is the first of Options.Names, else
+// the address that the Server listens on; [HostName] if it listens nowhere, and
+// 127.0.0.1 if it listens on every address.
 func (s *Server) Instance() quarklink.Instance {
 	i := quarklink.Instance{Endpoint: HostName, Port: quarklink.DefaultPort, Root: s.pki.root.cert}
 	if s.listener != nil {
-		addr := s.listener.Addr().(*net.TCPAddr)
-		i.Endpoint, i.Port = addr.IP.String(), uint16(addr.Port)
+		i.Endpoint = "127.0.0.1"
+		if addr, ok := s.listener.Addr().(*net.TCPAddr); ok {
+			i.Port = uint16(addr.Port)
+			if !addr.IP.IsUnspecified() {
+				i.Endpoint = addr.IP.String()
+			}
+		}
+	}
+	if len(s.pki.names) > 0 {
+		i.Endpoint = s.pki.names[0]
 	}
 	return i
 }
@@ -185,6 +285,19 @@ func (s *Server) Stats() Stats {
 	return stats
 }
 
+// count counts a request, of a device if it is known whose it is.
+func (s *Server) count(call Call, d *device) {
+	s.stats.Requests++
+	if call == "" {
+		return
+	}
+	s.stats.Calls[call]++
+	if d != nil {
+		d.calls[call]++
+		d.lastSeen = s.now().Round(0)
+	}
+}
+
 // Close closes the listener and cuts every connection, and returns when all
 // that the Server started has ended. Closing again does nothing.
 func (s *Server) Close() {
@@ -205,6 +318,9 @@ func (s *Server) Close() {
 		}
 	}
 	s.running.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.journal.close()
 }
 
 // accept takes connections off the socket.
@@ -238,14 +354,14 @@ func (s *Server) serve(raw net.Conn) bool {
 
 // handshake counts, and hands the connection on to HTTP.
 func (s *Server) handshake(c *conn) {
-	secure := tls.Server(c, s.tls)
 	c.SetDeadline(time.Now().Add(handshakeTimeout))
-	err := secure.Handshake()
+	secure, err := s.secure(c)
 	s.mu.Lock()
 	if err == nil {
 		s.stats.Handshakes++
 	} else {
 		s.stats.FailedHandshakes++
+		s.happened(Event{Kind: EventHandshakeFailed, Detail: err.Error()})
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -259,6 +375,15 @@ func (s *Server) handshake(c *conn) {
 	case <-s.done:
 		c.Close()
 	}
+}
+
+func (s *Server) secure(c *conn) (*tls.Conn, error) {
+	cfg, ok := s.troubledTLS(c)
+	if !ok {
+		return nil, errors.New("ended on purpose before the handshake")
+	}
+	secure := tls.Server(c, cfg)
+	return secure, secure.Handshake()
 }
 
 // conn is a connection below TLS.

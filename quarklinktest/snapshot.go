@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/quarklink-go/quarklink"
 )
@@ -15,7 +16,8 @@ import (
 type snapshot struct {
 	Authorities []identity       `json:"authorities"` // in the order of pki.authorities
 	Server      identity         `json:"server"`
-	Devices     []deviceSnapshot `json:"devices"`
+	Port        uint16           `json:"port,omitempty"` // 0: it listened nowhere
+	Devices     []deviceSnapshot `json:"devices,omitempty"`
 }
 
 // identity is a certificate with its key.
@@ -29,6 +31,11 @@ type deviceSnapshot struct {
 	Batch  string             `json:"batch"`
 	State  quarklink.State    `json:"state"`
 	Issued []issuedSnapshot   `json:"issued"`
+
+	LastSeen time.Time `json:"lastSeen,omitzero"`
+	Version  string    `json:"version,omitempty"`
+	SHA256   string    `json:"sha256,omitempty"`
+	Outcomes []Outcome `json:"outcomes,omitempty"`
 }
 
 type issuedSnapshot struct {
@@ -43,11 +50,26 @@ func (p *pki) authorities() []**authority {
 }
 
 // Snapshot returns what a later Server needs to go on as this instance: its
-// certificates with their private keys, and the devices with their states and
-// certificates, as JSON. See Options.Snapshot. Batches, firmware, faults,
-// counters and temporary certificates are not in it.
+// certificates with their private keys, its port, and the devices with their
+// states, certificates and outcomes, as JSON. See Options.Snapshot. Batches,
+// firmware, faults, counters and temporary certificates are not in it:
+// Options.State keeps the first two as well.
 func (s *Server) Snapshot() ([]byte, error) {
-	var snap snapshot
+	snap, err := s.instanceSnapshot()
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.devices {
+		snap.Devices = append(snap.Devices, d.snapshot())
+	}
+	return json.Marshal(snap)
+}
+
+// instanceSnapshot is a snapshot without devices.
+func (s *Server) instanceSnapshot() (*snapshot, error) {
+	snap := new(snapshot)
 	for _, a := range s.pki.authorities() {
 		id, err := identityOf((*a).cert, (*a).key)
 		if err != nil {
@@ -59,16 +81,19 @@ func (s *Server) Snapshot() ([]byte, error) {
 	if snap.Server, err = identityOf(s.pki.server.Leaf, s.pki.server.PrivateKey); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, d := range s.devices {
-		saved := deviceSnapshot{ID: d.id, Batch: d.batch.Name, State: d.state}
-		for _, i := range d.issued {
-			saved.Issued = append(saved.Issued, issuedSnapshot{i.cert.Raw, i.csr, i.expired, i.revoked})
-		}
-		snap.Devices = append(snap.Devices, saved)
+	if s.listener != nil {
+		snap.Port = s.Instance().Port
 	}
-	return json.Marshal(snap)
+	return snap, nil
+}
+
+func (d *device) snapshot() deviceSnapshot {
+	saved := deviceSnapshot{ID: d.id, Batch: d.batch.Name, State: d.state, LastSeen: d.lastSeen,
+		Version: d.running.version, SHA256: d.running.sha256, Outcomes: d.outcomes}
+	for _, i := range d.issued {
+		saved.Issued = append(saved.Issued, issuedSnapshot{i.cert.Raw, i.csr, i.expired, i.revoked})
+	}
+	return saved
 }
 
 func identityOf(cert *x509.Certificate, key any) (identity, error) {
@@ -98,13 +123,28 @@ func (i identity) authority() (*authority, error) {
 	return &authority{cert, signer}, nil
 }
 
-// restore makes the Server the instance that data was taken of. Its devices wait
-// for AddBatch to bring their batches.
-func (s *Server) restore(data []byte) error {
+// restore makes the Server the instance that data was taken of, and returns the
+// port that it had. Its devices wait for AddBatch to bring their batches.
+func (s *Server) restore(data []byte) (port uint16, err error) {
 	var snap snapshot
 	if err := json.Unmarshal(data, &snap); err != nil {
-		return err
+		return 0, fmt.Errorf("snapshot: %w", err)
 	}
+	if err := s.restoreInstance(&snap); err != nil {
+		return 0, fmt.Errorf("snapshot: %w", err)
+	}
+	for _, saved := range snap.Devices {
+		if s.batches[saved.Batch] == nil {
+			s.batches[saved.Batch] = &batch{Batch: Batch{Name: saved.Batch}, awaited: true}
+		}
+		if err := s.restoreDevice(saved); err != nil {
+			return 0, fmt.Errorf("snapshot: device %q: %w", string(saved.ID), err)
+		}
+	}
+	return snap.Port, nil
+}
+
+func (s *Server) restoreInstance(snap *snapshot) error {
 	s.pki = new(pki)
 	all := s.pki.authorities()
 	if len(snap.Authorities) != len(all) {
@@ -121,25 +161,22 @@ func (s *Server) restore(data []byte) error {
 		return err
 	}
 	s.pki.server = tls.Certificate{Certificate: [][]byte{server.cert.Raw}, PrivateKey: server.key, Leaf: server.cert}
-	for _, saved := range snap.Devices {
-		if err := s.restoreDevice(saved); err != nil {
-			return fmt.Errorf("device %s: %w", saved.ID, err)
-		}
-	}
 	return nil
 }
 
+// restoreDevice makes a device as it was, in place of what is known of it.
 func (s *Server) restoreDevice(saved deviceSnapshot) error {
-	b := s.batches[saved.Batch]
-	if b == nil {
-		b = &batch{Batch: Batch{Name: saved.Batch}, awaited: true}
-		s.batches[saved.Batch] = b
-	}
-	if err := s.addDevices(b, []quarklink.DeviceID{saved.ID}); err != nil {
+	if _, err := quarklink.ParseDeviceID(string(saved.ID)); err != nil {
 		return err
 	}
-	d := s.devices[saved.ID]
-	d.state = saved.State
+	b := s.batches[saved.Batch]
+	if b == nil {
+		return fmt.Errorf("it is in batch %q, which there is not", saved.Batch)
+	}
+	d := newDevice(saved.ID, b)
+	d.state, d.lastSeen, d.outcomes = saved.State, saved.LastSeen, saved.Outcomes
+	d.running = running{saved.Version, saved.SHA256}
+	s.devices[saved.ID] = d
 	for _, i := range saved.Issued {
 		cert, err := x509.ParseCertificate(i.Certificate)
 		if err != nil {
