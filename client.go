@@ -48,6 +48,11 @@ type Config struct {
 	Logger *slog.Logger
 	// Now tells the time, against which certificates are checked. Nil: time.Now.
 	Now func() time.Time
+	// ClockFloor is a time before which the device's clock cannot be right, such
+	// as the day on which its firmware was built. A clock below it that finds a
+	// certificate of the instance not valid is ErrClock, even if the certificate
+	// looks expired. Zero: none.
+	ClockFloor time.Time
 }
 
 // check refuses what could only fail later, before a key is made for it.
@@ -75,9 +80,12 @@ func (cfg Config) check() error {
 // Logger, a signer) must not make such a call itself; it may call Close and what
 // needs no turn: DeviceID, Instance, Enrolment, HubTLSConfig.
 //
-// A call ends when its context ends. An instance that stays silent for two
-// minutes in the middle of an exchange counts as lost, so that a call without a
-// deadline ends too.
+// A call ends when its context ends, and so does its connection. A call without a
+// deadline ends too: an instance that stays silent for two minutes in the middle
+// of an exchange, or has not answered within five minutes however steadily the
+// answer drips in, counts as lost. (A download has limits of its own: see
+// FirmwareUpdate.) Waits that the instance asks for by Retry-After, up to ten
+// minutes each, come on top, and a lost exchange is repeated four times.
 type Client struct {
 	keys      keystore.KeyStore
 	mustExist bool // the enrolment key
@@ -87,6 +95,8 @@ type Client struct {
 	minTLS    uint16
 	log       *slog.Logger
 	now       func() time.Time
+	// A time before which now cannot be right.
+	clockFloor time.Time
 
 	id   DeviceID
 	esk  crypto.Signer
@@ -100,6 +110,7 @@ type Client struct {
 	// What the running call alone uses.
 	identity *tls.Certificate // self-signed, made at first use
 	session  *session         // the one open connection, if any
+	kept     keptStream       // the identity's
 
 	mu    sync.Mutex // guards what follows
 	state state
@@ -129,7 +140,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	const op = "new client"
 	c := &Client{
 		keys: cfg.KeyStore, mustExist: cfg.RequireIdentity, store: cfg.Store, transport: cfg.Transport,
-		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger, now: cfg.Now,
+		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger,
 		turn: make(chan struct{}, 1), line: make(chan struct{}, 1),
 	}
 	if err := cfg.check(); err != nil {
@@ -141,9 +152,8 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	if c.now == nil {
-		c.now = time.Now
-	}
+	c.now = clock(cfg.Now)
+	c.clockFloor = cfg.ClockFloor
 	esk, err := c.key(ctx, keystore.Enrolment)
 	if err != nil {
 		return nil, fail(ctx, op, CodeGeneral, err)
@@ -162,6 +172,21 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c.life, c.end = context.WithCancel(context.WithoutCancel(ctx))
 	c.log.LogAttrs(ctx, slog.LevelInfo, "device identity", slog.String("deviceID", string(c.id)))
 	return c, nil
+}
+
+// clock returns a clock that is never the zero time, for which crypto/x509 takes
+// the system's instead.
+func clock(now func() time.Time) func() time.Time {
+	if now == nil {
+		return time.Now
+	}
+	return func() time.Time {
+		t := now()
+		if t.IsZero() {
+			t = t.Add(1)
+		}
+		return t
+	}
 }
 
 // key opens the key of that role, or makes it if it is absent and the store is

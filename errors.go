@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/est"
+	"github.com/quarklink-go/quarklink/internal/exchange"
 	"github.com/quarklink-go/quarklink/internal/problem"
 	"github.com/quarklink-go/quarklink/internal/retry"
 	"github.com/quarklink-go/quarklink/store"
@@ -265,6 +266,8 @@ func causeCode(cause error) (Code, bool) {
 		return CodeCACerts, true
 	case errors.As(cause, &code):
 		return code, true
+	case errors.Is(cause, ErrClock), errors.Is(cause, exchange.ErrMalformed):
+		return CodeCommunication, true
 	case errors.Is(cause, store.ErrDamaged):
 		return CodeStorage, true
 	case errors.Is(cause, fs.ErrInvalid):

@@ -94,7 +94,8 @@ const downloadChunk = 16 << 10
 // activated is ErrUpdate too, but is not remembered as a refusal.
 //
 // Not told to the instance, and tried again by the next call: a body that is
-// shorter than announced or breaks off, which is ErrConnectionLost; a slot that
+// shorter than announced, breaks off, brings nothing for two minutes or less than
+// 64 KiB in ten (of waiting for it), which is ErrConnectionLost; a slot that
 // could not be read, and a record that could not be stored before the slot is
 // activated, which are ErrStorage; and a Verifier's error without a code.
 //
@@ -214,11 +215,8 @@ func (c *Client) download(ctx context.Context, m *Manifest, o FirmwareOptions) e
 	if err != nil {
 		return err
 	}
-	var body io.ReadCloser
-	var length int64
-	err = c.ask(ctx, "firmware", func(ctx context.Context) (err error) {
-		body, length, err = s.api.GetFirmware(ctx, m.SHA256)
-		return err
+	body, length, err := c.fetch(ctx, "ask for the firmware", func(ctx context.Context) (io.ReadCloser, int64, error) {
+		return s.api.GetFirmware(ctx, m.SHA256)
 	})
 	if err != nil {
 		return err

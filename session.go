@@ -6,16 +6,16 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/internal/est"
+	"github.com/quarklink-go/quarklink/internal/exchange"
 	"github.com/quarklink-go/quarklink/internal/retry"
 	"github.com/quarklink-go/quarklink/transport"
 )
@@ -23,19 +23,11 @@ import (
 // session is one client certificate's conversation with the instance, over one
 // connection at a time: a cable carries one stream.
 type session struct {
-	id     *tls.Certificate
-	stream transport.Transport // verified, and shows id
-	line   chan struct{}       // the Client's
-	http   *http.Transport
-	est    *est.Client
-	api    *api.Client
-
-	mu     sync.Mutex
-	conn   net.Conn // the last that was dialled
-	closed bool
+	id   *tls.Certificate
+	http *exchange.Transport
+	est  *est.Client
+	api  *api.Client
 }
-
-const maxHeader = 64 << 10 // bytes of a response's header
 
 // open returns the session that shows id, closing one that shows another
 // certificate first.
@@ -48,17 +40,7 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{id: id, stream: c.trusted(instance).As(id), line: c.line}
-	s.http = &http.Transport{
-		DialTLSContext:         s.dial,
-		MaxConnsPerHost:        1,
-		MaxIdleConnsPerHost:    1,
-		IdleConnTimeout:        time.Minute,
-		MaxResponseHeaderBytes: maxHeader,
-		// The instance's bodies are signatures and firmware, which do not
-		// compress, and a decompressed length could not be bounded before.
-		DisableCompression: true,
-	}
+	s := &session{id: id, http: exchange.New(c.stream(instance, id).Dial, c.line)}
 	hc := &http.Client{Transport: s.http, CheckRedirect: est.SameOrigin}
 	origin := instance.origin()
 	s.est = &est.Client{HTTP: hc, Base: origin + "/.well-known/est", Now: c.now}
@@ -69,88 +51,34 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 
 func (c *Client) closeSession() {
 	if c.session != nil {
-		c.session.close()
+		c.session.http.Close()
 		c.session = nil
 	}
 }
 
-// close closes the session's connection before it returns, which net/http alone
-// would do later if it has not yet noticed it to be idle. A dial under way is
-// told to end, and whatever comes of it is closed; the next one waits for that.
-func (s *session) close() {
-	s.mu.Lock()
-	s.closed = true
-	conn := s.conn
-	s.mu.Unlock()
-	s.http.CloseIdleConnections()
-	if conn != nil {
-		conn.Close()
-	}
+// keptStream is the identity's way to the instance. It outlives its sessions, so
+// that TLS can resume what they began.
+type keptStream struct {
+	id     *tls.Certificate
+	peer   string // whom it trusts
+	stream transport.Transport
 }
 
-// dial opens the session's connection, after the one before is closed and no
-// other dial is under way: net/http does not wait for one that it has given up.
-func (s *session) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	select {
-	case s.line <- struct{}{}:
-		defer func() { <-s.line }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+// stream returns the way to the instance that shows id. Another instance or
+// other roots make another one, which resumes nothing.
+func (c *Client) stream(i Instance, id *tls.Certificate) transport.Transport {
+	peer := i.origin()
+	for _, root := range i.roots() {
+		peer += string(root.Raw)
 	}
-	s.mu.Lock()
-	before := s.conn
-	s.mu.Unlock()
-	if before != nil {
-		before.Close()
+	if c.kept.id == id && c.kept.peer == peer {
+		return c.kept.stream
 	}
-	conn, err := dialBounded(ctx, s.stream)
-	if err != nil {
-		return nil, err
+	stream := c.trusted(i).As(id)
+	if id == c.identity { // any other is in memory for one enrolment
+		c.kept = keptStream{id, peer, stream}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		conn.Close()
-		return nil, net.ErrClosed
-	}
-	s.conn = conn
-	return conn, nil
-}
-
-// silence is how long the instance may say nothing, or take nothing, in the
-// middle of an exchange: a connection that is longer silent is lost.
-const silence = 2 * time.Minute
-
-func dialBounded(ctx context.Context, stream transport.Transport) (net.Conn, error) {
-	bounded, cancel := context.WithTimeout(ctx, silence)
-	defer cancel()
-	conn, err := stream.Dial(bounded)
-	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
-		return nil, fmt.Errorf("no connection within %v: %w", silence, os.ErrDeadlineExceeded)
-	}
-	if err == nil && conn == nil {
-		err = errors.New("the transport returned neither a stream nor an error")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return impatient{conn}, nil
-}
-
-// impatient is a connection whose every read and write has a time limit. One
-// that knows no deadlines is bounded by the context of the call alone.
-type impatient struct{ net.Conn }
-
-func (c impatient) Read(p []byte) (int, error) {
-	c.SetReadDeadline(time.Now().Add(silence))
-	return c.Conn.Read(p)
-}
-
-func (c impatient) Write(p []byte) (int, error) {
-	until := time.Now().Add(silence)
-	c.SetWriteDeadline(until)
-	c.SetReadDeadline(until) // of a read that has been waiting since before the request
-	return c.Conn.Write(p)
+	return stream
 }
 
 // trusted returns a transport that verifies its peer: the caller's own, or TLS
@@ -178,9 +106,82 @@ func (c *Client) bringsTrust() bool {
 	return ok
 }
 
+// exchangeTime bounds one exchange, from the request to the end of its answer,
+// however steadily the answer drips in. Of a download it bounds what comes
+// before the image.
+const exchangeTime = 5 * time.Minute
+
+var errExchangeTime = fmt.Errorf("no whole answer within %v: %w", exchangeTime, os.ErrDeadlineExceeded)
+
 // ask runs one step of a conversation with the instance, again where that can
 // help.
 func (c *Client) ask(ctx context.Context, step string, request func(context.Context) error) error {
+	return c.repeat(ctx, step, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, exchangeTime, errExchangeTime)
+		defer cancel()
+		return request(ctx)
+	})
+}
+
+// fetch is ask for an answer whose body is read later. Closing the body ends
+// the exchange.
+func (c *Client) fetch(ctx context.Context, step string, request func(context.Context) (io.ReadCloser, int64, error)) (body io.ReadCloser, length int64, err error) {
+	err = c.repeat(ctx, step, func(ctx context.Context) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		late := time.AfterFunc(exchangeTime, func() { cancel(errExchangeTime) })
+		from, n, err := request(ctx)
+		if err == nil && !late.Stop() {
+			from.Close()
+			err = errExchangeTime
+		}
+		if err != nil {
+			late.Stop()
+			cancel(nil)
+			return err
+		}
+		body, length = &download{from: from, cancel: cancel}, n
+		return nil
+	})
+	return body, length, err
+}
+
+// A download brings minProgress bytes in each progressTime, at least.
+const (
+	minProgress  = 64 << 10
+	progressTime = 10 * time.Minute
+)
+
+var errProgress = fmt.Errorf("less than %d bytes in %v: %w", minProgress, progressTime, os.ErrDeadlineExceeded)
+
+// download is a body that must keep coming. Only the time that is spent waiting
+// for it counts: what is done with it may take as long as it likes.
+type download struct {
+	from   io.ReadCloser
+	cancel context.CancelCauseFunc
+
+	bytes  int           // that have come
+	waited time.Duration // for them
+}
+
+func (d *download) Read(p []byte) (int, error) {
+	start := time.Now()
+	late := time.AfterFunc(progressTime-d.waited, func() { d.cancel(errProgress) })
+	n, err := d.from.Read(p)
+	late.Stop()
+	d.bytes, d.waited = d.bytes+n, d.waited+time.Since(start)
+	if d.bytes >= minProgress {
+		d.bytes, d.waited = 0, 0
+	}
+	return n, err
+}
+
+func (d *download) Close() error {
+	d.cancel(nil)
+	return d.from.Close()
+}
+
+// repeat runs one step, again where that can help, and says which step failed.
+func (c *Client) repeat(ctx context.Context, step string, request func(context.Context) error) error {
 	try := 0
 	c.signing.Store(nil)
 	err := retry.Do(ctx, func(ctx context.Context) error {
@@ -195,7 +196,7 @@ func (c *Client) ask(ctx context.Context, step string, request func(context.Cont
 		// crypto/tls keeps only the text of it.
 		return fmt.Errorf("%s: sign with the device's key: %w", step, *failed)
 	}
-	err = fmt.Errorf("%s: %w", step, err)
+	err = fmt.Errorf("%s: %w", step, c.blameClock(err))
 	if _, ok := causeCode(err); ok {
 		return err
 	}
@@ -206,4 +207,17 @@ func (c *Client) ask(ctx context.Context, step string, request func(context.Cont
 		return withCode(CodeCommunication, err)
 	}
 	return err
+}
+
+// blameClock makes ErrClock of a certificate that was refused for its dates by a
+// clock that is below the application's floor.
+func (c *Client) blameClock(err error) error {
+	var invalid x509.CertificateInvalidError
+	now := c.now()
+	if errors.Is(err, ErrClock) || !now.Before(c.clockFloor) ||
+		!errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+		return err
+	}
+	return fmt.Errorf("%w: it says %s, and it cannot be earlier than %s: %w", ErrClock,
+		now.UTC().Format(time.RFC3339), c.clockFloor.UTC().Format(time.RFC3339), err)
 }

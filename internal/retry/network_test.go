@@ -6,22 +6,25 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httptrace"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quarklink-go/quarklink/internal/exchange"
 )
 
 // post sends an enrolment-like request and reads the answer, as a caller of Do
 // would.
-func post(ctx context.Context, client *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("request"))
+func post(ctx context.Context, client *http.Client, addr string) error {
+	ctx = context.WithValue(ctx, addrKey{}, addr)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr, strings.NewReader("request"))
 	if err != nil {
 		return err
 	}
@@ -70,11 +73,19 @@ func serve(t *testing.T, handle func(*net.TCPConn)) (addr string) {
 	return ln.Addr().String()
 }
 
-// newClient makes a client of its own, which leaves nothing behind.
-func newClient(t *testing.T, config *tls.Config) (*http.Client, *http.Transport) {
-	tr := &http.Transport{TLSClientConfig: config}
-	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr}, tr
+// newClient makes a client as the library does, which leaves nothing behind.
+func newClient(t *testing.T, dialer *tls.Dialer) *http.Client {
+	tr := exchange.New(func(ctx context.Context) (net.Conn, error) {
+		return dialer.DialContext(ctx, "tcp", ctx.Value(addrKey{}).(string))
+	}, make(chan struct{}, 1))
+	t.Cleanup(tr.Close)
+	return &http.Client{Transport: tr}
+}
+
+type addrKey struct{}
+
+func trusting(roots *x509.CertPool) *tls.Dialer {
+	return &tls.Dialer{Config: &tls.Config{RootCAs: roots}}
 }
 
 // Whatever the stage at which the connection breaks, it is worth another try.
@@ -117,7 +128,6 @@ func TestAgainConnectionCut(t *testing.T) {
 		{"closed after the request", after("")},
 		{"reset after the request", reset(after(""))},
 		{"closed in the status line", after("HTTP/1.1 20")},
-		{"no HTTP at all, which cannot be told from a cut header", after("SSH-2.0-OpenSSH\r\n\r\n")},
 		{"closed in the header", after("HTTP/1.1 200 OK\r\nContent-Le")},
 		{"closed after the header", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")},
 		{"closed in the body", after("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")},
@@ -126,8 +136,7 @@ func TestAgainConnectionCut(t *testing.T) {
 		{"closed between chunks", after("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			client, _ := newClient(t, &tls.Config{RootCAs: roots})
-			wantAgain(t, post(t.Context(), client, "https://"+serve(t, tt.handle)), true)
+			wantAgain(t, post(t.Context(), newClient(t, trusting(roots)), serve(t, tt.handle)), true)
 		})
 	}
 
@@ -137,8 +146,7 @@ func TestAgainConnectionCut(t *testing.T) {
 			t.Fatal(err)
 		}
 		ln.Close()
-		client, _ := newClient(t, nil)
-		wantAgain(t, post(t.Context(), client, "https://"+ln.Addr().String()), true)
+		wantAgain(t, post(t.Context(), newClient(t, trusting(roots)), ln.Addr().String()), true)
 	})
 }
 
@@ -153,41 +161,45 @@ func wantAgain(t *testing.T, err error, want bool) {
 	t.Log(err)
 }
 
-// The time-outs of net/http all claim to be context.DeadlineExceeded or say
-// nothing; the caller's context is the only one that is final.
+// Time-outs of the network and of net/http claim to be context.DeadlineExceeded
+// or say nothing; the caller's context is the only one that is final.
 func TestAgainTimeouts(t *testing.T) {
 	cert, roots := pki(t)
 	mute := serve(t, func(conn *net.TCPConn) { io.Copy(io.Discard, conn) })
 	silent := serve(t, func(conn *net.TCPConn) {
 		io.Copy(io.Discard, tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}}))
 	})
-	const soon = time.Millisecond
+	soon := func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, time.Millisecond)
+	}
+	late := func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeoutCause(ctx, time.Millisecond, fmt.Errorf("slow: %w", os.ErrDeadlineExceeded))
+	}
+	always := func(ctx context.Context) (context.Context, context.CancelFunc) { return ctx, func() {} }
 	for _, tt := range []struct {
 		name  string
 		addr  string
-		setup func(*http.Client, *http.Transport)
+		ctx   func(context.Context) (context.Context, context.CancelFunc)
+		setup func(*http.Client, *net.Dialer)
 		again bool
 	}{
-		{"dial", mute, func(_ *http.Client, tr *http.Transport) {
-			tr.DialContext = (&net.Dialer{Deadline: time.Now().Add(-time.Second)}).DialContext
-		}, true},
-		{"handshake", mute, func(_ *http.Client, tr *http.Transport) { tr.TLSHandshakeTimeout = soon }, true},
-		{"answer", silent, func(_ *http.Client, tr *http.Transport) { tr.ResponseHeaderTimeout = soon }, true},
-		{"client", silent, func(c *http.Client, _ *http.Transport) { c.Timeout = soon }, true},
-		{"context in the handshake", mute, nil, false},
-		{"context after the request", silent, nil, false},
+		{"dial", mute, always, func(_ *http.Client, d *net.Dialer) { d.Deadline = time.Now().Add(-time.Second) }, true},
+		{"client", silent, always, func(c *http.Client, _ *net.Dialer) { c.Timeout = time.Millisecond }, true},
+		{"one try in the handshake", mute, late, nil, true},
+		{"one try after the request", silent, late, nil, true},
+		{"context in the handshake", mute, soon, nil, false},
+		{"context after the request", silent, soon, nil, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			ctx := t.Context()
-			client, tr := newClient(t, &tls.Config{RootCAs: roots})
+			ctx, cancel := tt.ctx(t.Context())
+			defer cancel()
+			dialer := trusting(roots)
+			dialer.NetDialer = new(net.Dialer)
+			client := newClient(t, dialer)
 			if tt.setup != nil {
-				tt.setup(client, tr)
-			} else {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, soon)
-				defer cancel()
+				tt.setup(client, dialer.NetDialer)
 			}
-			wantAgain(t, post(ctx, client, "https://"+tt.addr), tt.again)
+			wantAgain(t, post(ctx, client, tt.addr), tt.again)
 		})
 	}
 }
@@ -221,8 +233,7 @@ func TestAgainRefused(t *testing.T) {
 				}
 				io.Copy(io.Discard, tcp)
 			})
-			client, _ := newClient(t, tt.client)
-			wantAgain(t, post(t.Context(), client, "https://"+addr), false)
+			wantAgain(t, post(t.Context(), newClient(t, &tls.Dialer{Config: tt.client}), addr), false)
 		})
 	}
 
@@ -231,55 +242,18 @@ func TestAgainRefused(t *testing.T) {
 			io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
 			io.Copy(io.Discard, conn)
 		})
-		client, _ := newClient(t, &tls.Config{RootCAs: roots})
-		wantAgain(t, post(t.Context(), client, "https://"+addr), false)
+		wantAgain(t, post(t.Context(), newClient(t, trusting(roots)), addr), false)
 	})
 }
 
-// watched tells when it is closed.
-type watched struct {
-	net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (c *watched) Close() error {
-	c.once.Do(func() { close(c.closed) })
-	return c.Conn.Close()
-}
-
-// A kept-alive connection that the server closes between the moment it was
-// chosen for the next request and the first byte written: net/http has no type
-// for that error and does not repeat a POST.
-func TestAgainServerClosedIdle(t *testing.T) {
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	s.Config.ErrorLog = log.New(io.Discard, "", 0)
-	s.Start()
-	defer s.Close()
-
-	var conn *watched
-	client, tr := newClient(t, nil)
-	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, network, addr)
-		conn = &watched{Conn: c, closed: make(chan struct{})}
-		return conn, err
-	}
-	if err := post(t.Context(), client, s.URL); err != nil {
-		t.Fatal(err)
-	}
-	reused := false
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if reused = info.Reused; reused {
-			s.CloseClientConnections()
-			<-conn.closed // by the reader of net/http, which saw the end
+// An answer that is no HTTP will be none the next time.
+func TestAgainNoHTTP(t *testing.T) {
+	cert, roots := pki(t)
+	addr := serve(t, func(tcp *net.TCPConn) {
+		conn := tls.Server(tcp, &tls.Config{Certificates: []tls.Certificate{cert}})
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			io.WriteString(conn, "SSH-2.0-OpenSSH\r\n\r\n")
 		}
-	}})
-	err := post(ctx, client, s.URL)
-	if !reused {
-		t.Fatal("the connection was not kept alive")
-	}
-	wantAgain(t, err, true)
-	if !strings.HasSuffix(err.Error(), "http: server closed idle connection") {
-		t.Errorf("net/http now says %v: is brokenConnection of use?", err)
-	}
+	})
+	wantAgain(t, post(t.Context(), newClient(t, trusting(roots)), addr), false)
 }

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"syscall"
 	"time"
 
@@ -211,17 +210,7 @@ func network(err error) bool {
 		_, errno := e.(syscall.Errno)
 		return !errno
 	}
-	return brokenConnection(err)
-}
-
-// brokenConnection knows two errors of net/http that have no type: a kept-alive
-// connection that the server closed just as the request was about to use it,
-// and an answer that is not whole HTTP, which is how a connection cut within
-// the header shows.
-func brokenConnection(err error) bool {
-	return err != nil &&
-		(err.Error() == "http: server closed idle connection" ||
-			strings.HasPrefix(err.Error(), "net/http: HTTP/1.x transport connection broken: "))
+	return false
 }
 
 func asType[E error](err error) (E, bool) {
