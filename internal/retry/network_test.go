@@ -161,8 +161,8 @@ func wantAgain(t *testing.T, err error, want bool) {
 	t.Log(err)
 }
 
-// Time-outs of the network and of net/http claim to be context.DeadlineExceeded
-// or say nothing; the caller's context is the only one that is final.
+// A time-out of the network claims to be context.DeadlineExceeded; the caller's
+// context is the only one that is final.
 func TestAgainTimeouts(t *testing.T) {
 	cert, roots := pki(t)
 	mute := serve(t, func(conn *net.TCPConn) { io.Copy(io.Discard, conn) })
@@ -180,11 +180,10 @@ func TestAgainTimeouts(t *testing.T) {
 		name  string
 		addr  string
 		ctx   func(context.Context) (context.Context, context.CancelFunc)
-		setup func(*http.Client, *net.Dialer)
+		setup func(*net.Dialer)
 		again bool
 	}{
-		{"dial", mute, always, func(_ *http.Client, d *net.Dialer) { d.Deadline = time.Now().Add(-time.Second) }, true},
-		{"client", silent, always, func(c *http.Client, _ *net.Dialer) { c.Timeout = time.Millisecond }, true},
+		{"dial", mute, always, func(d *net.Dialer) { d.Deadline = time.Now().Add(-time.Second) }, true},
 		{"one try in the handshake", mute, late, nil, true},
 		{"one try after the request", silent, late, nil, true},
 		{"context in the handshake", mute, soon, nil, false},
@@ -195,11 +194,10 @@ func TestAgainTimeouts(t *testing.T) {
 			defer cancel()
 			dialer := trusting(roots)
 			dialer.NetDialer = new(net.Dialer)
-			client := newClient(t, dialer)
 			if tt.setup != nil {
-				tt.setup(client, dialer.NetDialer)
+				tt.setup(dialer.NetDialer)
 			}
-			wantAgain(t, post(ctx, client, tt.addr), tt.again)
+			wantAgain(t, post(ctx, newClient(t, dialer), tt.addr), tt.again)
 		})
 	}
 }
