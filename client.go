@@ -78,7 +78,8 @@ func (cfg Config) check() error {
 // take turns, in no particular order; a call that waits for its turn obeys its
 // context. What a call is given to call back (Progress, a Slot, a Verifier, a
 // Logger, a signer) must not make such a call itself; it may call Close and what
-// needs no turn: DeviceID, Instance, Enrolment, HubTLSConfig.
+// needs no turn: DeviceID, Instance, Network, NeedsProvisioning, Enrolment,
+// HubTLSConfig.
 //
 // A call ends when its context ends, and so does its connection. A call without a
 // deadline ends too: an instance that stays silent for two minutes in the middle
@@ -121,6 +122,7 @@ type state struct {
 	instance     *Instance
 	instanceErr  error
 	network      *Network
+	networkErr   error
 	enrolment    *Enrolment // possibly incomplete
 	enrolmentErr error
 }

@@ -43,10 +43,18 @@ type ProvisionOptions struct {
 //
 // What has been learnt is stored before the next thing is asked, so that a
 // conversation which breaks off is carried on by the next Provision. A tool that
-// does not answer is ErrCommunication; a root certificate or a port that is none
-// is skipped as noise on the line and asked for again. A tool that refuses
-// something, the DeviceID included, is ErrCommunication; that it does not react
-// to the DeviceID is logged and is no error.
+// does not answer is ErrCommunication; a port that is none and a root certificate
+// that is none, or whose own signature shows damage, are skipped as noise on the
+// line and asked for again. A root certificate that is not self-issued must come
+// twice the same. A tool that refuses something, the DeviceID included, is
+// ErrCommunication; that it does not react to the DeviceID is logged and is no
+// error.
+//
+// Each call sends the DeviceID and waits for the tool to acknowledge it, even
+// when everything is stored. If no tool is there that takes Tries times Timeout,
+// which is 15 s unless o says otherwise. A device that starts without a tool at
+// its cable asks NeedsProvisioning first, and if that is false takes the Wi-Fi
+// from Network.
 //
 // The line settings (115200 baud 8N1 by default) are the port's business.
 func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptions) (Network, error) {
@@ -77,12 +85,33 @@ func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptio
 	return network, nil
 }
 
-func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again bool) (Network, error) {
+// NeedsProvisioning reports whether Provision with these options has anything
+// to ask the tool for. It uses neither the line nor the network.
+func (c *Client) NeedsProvisioning(o ProvisionOptions) bool {
+	_, err := c.Network()
+	needsNetwork := !o.NoNetwork && (err != nil || o.NewNetwork)
+	_, err = c.useInstance()
+	return needsNetwork || err != nil || o.NewInstance
+}
+
+// Network returns the stored Wi-Fi, as Provision does. Without one the error is
+// ErrNothingStored; ErrStorage if it is damaged, and then Provision asks for it
+// anew.
+func (c *Client) Network() (Network, error) {
 	c.mu.Lock()
-	stored := c.state.network
-	c.mu.Unlock()
-	if stored != nil && !again {
-		return *stored, nil
+	defer c.mu.Unlock()
+	switch {
+	case c.state.networkErr != nil:
+		return Network{}, newError("network", CodeGeneral, c.state.networkErr)
+	case c.state.network == nil:
+		return Network{}, newError("network", CodeNothingStored, errors.New("provision the device"))
+	}
+	return *c.state.network, nil
+}
+
+func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again bool) (Network, error) {
+	if stored, err := c.Network(); err == nil && !again {
+		return stored, nil
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "ask for the Wi-Fi")
 	ssid, err := tool.SSID(ctx)
@@ -98,7 +127,7 @@ func (c *Client) provisionNetwork(ctx context.Context, tool *uart.Device, again 
 		return Network{}, err
 	}
 	c.mu.Lock()
-	c.state.network = &n
+	c.state.network, c.state.networkErr = &n, nil
 	c.mu.Unlock()
 	return n, nil
 }

@@ -58,6 +58,7 @@ func (c *Client) load(ctx context.Context) error {
 		return err
 	}
 	if s.network, err = readRecord(ctx, c.store, recordNetwork, decodeNetwork); errors.As(err, &damaged) {
+		s.networkErr = err
 		c.log.LogAttrs(ctx, slog.LevelWarn, "stored network is damaged", slog.Any("error", err))
 	} else if err != nil {
 		return err

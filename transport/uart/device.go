@@ -87,9 +87,21 @@ func (d *Device) RootCA(ctx context.Context) (der []byte, err error) {
 }
 
 // SSID asks for the name of the Wi-Fi network: 1 to 32 bytes, which need not be
-// text. Errors are those of Endpoint.
+// text. What is not text may be noise, so it is asked for again, at most as often
+// as Tries says but twice at least, until it has come twice in a row. Errors are
+// those of Endpoint.
 func (d *Device) SSID(ctx context.Context) (string, error) {
-	return ask(ctx, d, KeySSID, parseSSID)
+	var before string
+	tries := max(2, d.tries())
+	for range tries {
+		ssid, err := ask(ctx, d, KeySSID, parseSSID)
+		if err != nil || isText(ssid) || ssid == before {
+			return ssid, err
+		}
+		before = ssid
+	}
+	return "", fmt.Errorf("uart: %s: %w: %d answers that are not text, and no two in a row the same: is the line disturbed?",
+		KeySSID, ErrReply, tries)
 }
 
 // Password asks for the password of the Wi-Fi network: 8 to 63 characters, 64

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
@@ -164,6 +165,16 @@ func parseSSID(line []byte) (string, error) {
 		return "", fmt.Errorf("Wi-Fi SSID of %d bytes, need 1 to 32", len(line))
 	}
 	return string(line), nil
+}
+
+// isText reports whether s is UTF-8 without control characters.
+func isText(s string) bool {
+	for _, r := range s {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return false
+		}
+	}
+	return true
 }
 
 // parsePassword accepts what WPA takes: a passphrase of 8 to 63 characters, or
