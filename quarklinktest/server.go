@@ -107,7 +107,7 @@ type Server struct {
 
 // Stats counts what has reached a Server.
 type Stats struct {
-	Handshakes       int // completed TLS handshakes
+	Handshakes       int // completed TLS handshakes, those that resume a session included
 	FailedHandshakes int // connections that ended before one was complete
 	Open             int // connections open now, those in a handshake included
 	Requests         int // all requests, also those that no Call is for
@@ -234,8 +234,7 @@ func (s *Server) tlsConfig(o Options) *tls.Config {
 		NextProtos: []string{"http/1.1"},
 		// The device proves that it has the key of whatever certificate it
 		// shows. What that certificate is good for is decided at each call.
-		ClientAuth:             tls.RequestClientCert,
-		SessionTicketsDisabled: true,
+		ClientAuth: tls.RequestClientCert,
 	}
 	if o.MinTLS != 0 {
 		cfg.MinVersion = o.MinTLS
