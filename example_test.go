@@ -5,10 +5,15 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"time"
 
 	"github.com/quarklink-go/quarklink"
@@ -158,6 +163,36 @@ func enrolledDevice(ctx context.Context, batch quarklinktest.Batch) (*quarklink.
 		log.Fatal(err)
 	}
 	return device, instance
+}
+
+// DialHub is the dial function of an MQTT library, say; here of an HTTP client.
+func ExampleClient_DialHub() {
+	ctx := context.Background()
+	hub := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, r.TLS.PeerCertificates[0].Subject.CommonName)
+	}))
+	hub.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	hub.StartTLS()
+	defer hub.Close()
+	addr := hub.Listener.Addr().(*net.TCPAddr)
+	device, instance := enrolledDevice(ctx, quarklinktest.Batch{Policy: quarklinktest.Policy{Hub: &quarklink.Hub{
+		Endpoint: "127.0.0.1", Port: uint16(addr.Port), Roots: []*x509.Certificate{hub.Certificate()}}}})
+	defer instance.Close()
+	defer device.Close()
+
+	client := http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return device.DialHub(ctx) }}}
+	answer, err := client.Get(hub.URL)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer answer.Body.Close()
+	name, err := io.ReadAll(answer.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("the hub sees the device:", string(name) == string(device.DeviceID()))
+	// Output: the hub sees the device: true
 }
 
 // A Verifier of one's own names the C library's code by a method.

@@ -9,14 +9,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // SServer runs openssl s_server on loopback for one connection and returns its
 // address. It is id; it insists on a client certificate that issuing vouch for;
-// and it answers a line with the same line reversed. The arguments are added to
-// the command's, such as "-tls1_3".
+// and it answers a line with the same line reversed, or, given "-www", a request
+// for a page with what it knows of the connection. The arguments are added to the
+// command's, such as "-tls1_3".
 func SServer(tb testing.TB, id tls.Certificate, issuing []*x509.Certificate, args ...string) string {
 	tb.Helper()
 	openssl := Program(tb, "openssl")
@@ -38,7 +40,10 @@ func SServer(tb testing.TB, id tls.Certificate, issuing []*x509.Certificate, arg
 			tb.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(tb.Context(), openssl, append([]string{"s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-rev",
+	if !slices.Contains(args, "-www") {
+		args = append(slices.Clone(args), "-rev")
+	}
+	cmd := exec.CommandContext(tb.Context(), openssl, append([]string{"s_server", "-accept", "127.0.0.1:0", "-naccept", "1",
 		"-cert", "cert.pem", "-key", "key.pem", "-CAfile", "ca.pem", "-Verify", "3", "-verify_return_error"}, args...)...)
 	cmd.Dir = dir
 	var errs bytes.Buffer
