@@ -1429,14 +1429,3 @@ func TestNewPolicy(t *testing.T) {
 		t.Errorf("a new certificate goes with the old hub: %+v, %v", e, err)
 	}
 }
-
-// TestTemporaryCertificateExpired: the client looks at its validity.
-func TestTemporaryCertificateExpired(t *testing.T) {
-	past := time.Now().Add(-48 * time.Hour)
-	server := newServer(t, quarklinktest.Options{InMemory: true, Now: func() time.Time { return past }})
-	c := newClient(t, new(store.Mem), at(server))
-	member(t, server, c, quarklinktest.Batch{})
-	if _, err := c.Enrol(t.Context()); !errors.Is(err, quarklink.ErrGeneral) || server.Stats().Calls[quarklinktest.CallEnrol] != 0 {
-		t.Errorf("enrolled with a temporary certificate of the day before yesterday: %v", err)
-	}
-}

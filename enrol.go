@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/internal/est"
@@ -248,9 +247,6 @@ func samePublicKey(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// clockSkew is how much the instance's clock may be ahead of the device's.
-const clockSkew = 5 * time.Minute
-
 // temporaryCertificate asks for a short-lived certificate over the enrolment
 // key. Its issuer is none of the issuing certificates, so there is no chain to
 // check: the pinned connection vouches for it.
@@ -271,9 +267,8 @@ func (c *Client) temporaryCertificate(ctx context.Context) (*tls.Certificate, er
 	if err != nil {
 		return nil, err
 	}
-	if now := c.now(); cert.NotBefore.Sub(now) > clockSkew || now.After(cert.NotAfter) {
-		return nil, withCode(CodeGeneral, fmt.Errorf("temporary certificate is valid from %s to %s, and now is %s",
-			cert.NotBefore, cert.NotAfter, now))
+	if err := est.Fresh(cert, c.now()); err != nil {
+		return nil, fmt.Errorf("temporary certificate: %w", err)
 	}
 	return c.watch(tlsCertificate(c.esk, cert.Raw)), nil
 }

@@ -79,8 +79,10 @@ var (
 
 // Causes that have no code of their own; they come with the nearest code.
 var (
-	// ErrClock says that the device's clock is earlier than a certificate that
-	// it must check. It comes with CodeCommunication.
+	// ErrClock says that the device's clock is wrong: it is earlier than a
+	// certificate of the instance, or before Config.ClockFloor and refuses one, or
+	// refuses a certificate that the instance has only just issued. The text has
+	// both times. It comes with CodeCommunication.
 	ErrClock = transport.ErrClock
 	// ErrNoVerifier says that FirmwareUpdate was called without a Verifier. It
 	// comes with CodeInvalidParameter.
@@ -262,7 +264,7 @@ func causeCode(cause error) (Code, bool) {
 	}
 	var code Code
 	switch {
-	case errors.Is(cause, est.ErrCACerts):
+	case errors.Is(cause, est.ErrCACerts), errors.Is(cause, est.ErrChain):
 		return CodeCACerts, true
 	case errors.As(cause, &code):
 		return code, true

@@ -5,15 +5,39 @@ import (
 	"crypto/x509"
 	"fmt"
 	"time"
+
+	"github.com/quarklink-go/quarklink/transport"
 )
 
 // clockSkew is how much later than the device's the server's clock may be. Some
 // servers certify from the very second of the request.
 const clockSkew = 5 * time.Minute
 
-// Chain verifies that leaf was issued under cacerts, at the time now, and
-// returns the certificates to send after it: the intermediates from its issuer
-// upwards, without the root; none if the root issued it.
+// Fresh checks that a certificate which the server has just issued is valid at
+// the time now, or will be within five minutes. If it is not, and ever is, the
+// device's clock is wrong: [transport.ErrClock]. Otherwise the error is
+// [ErrNeverValid].
+func Fresh(cert *x509.Certificate, now time.Time) error {
+	switch {
+	case cert.NotAfter.Before(cert.NotBefore):
+		return fmt.Errorf("%w: from %s to %s", ErrNeverValid, utc(cert.NotBefore), utc(cert.NotAfter))
+	case cert.NotBefore.Sub(now) > clockSkew, now.After(cert.NotAfter):
+		return wrongClock(cert, now)
+	}
+	return nil
+}
+
+func wrongClock(cert *x509.Certificate, now time.Time) error {
+	return fmt.Errorf("%w: it says %s, and a certificate that was issued just now is valid from %s to %s",
+		transport.ErrClock, utc(now), utc(cert.NotBefore), utc(cert.NotAfter))
+}
+
+func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// Chain verifies that leaf, which the server has just issued, was issued under
+// cacerts and is valid at the time now, and returns the certificates to send
+// after it: the intermediates from its issuer upwards, without the root; none if
+// the root issued it.
 //
 // The self-signed ones among cacerts are the roots; the others link to them, in
 // any order. If none is self-signed, each is a trust anchor, and the one that
@@ -23,21 +47,28 @@ const clockSkew = 5 * time.Minute
 // within five minutes counts as valid. If there are several ways up, the
 // shortest is taken.
 //
-// Every error is [ErrCACerts].
+// The error is [transport.ErrClock] if only the time is wrong, and else
+// [ErrChain].
 func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+	at := now
 	if ahead := leaf.NotBefore.Sub(now); ahead > 0 && ahead <= clockSkew {
-		now = leaf.NotBefore
+		at = leaf.NotBefore
 	}
 	roots, intermediates := pools(cacerts)
-	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots:         roots,
-		Intermediates: intermediates,
-		CurrentTime:   now,
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	})
+	verify := func(at time.Time) ([][]*x509.Certificate, error) {
+		return leaf.Verify(x509.VerifyOptions{
+			Roots:         roots,
+			Intermediates: intermediates,
+			CurrentTime:   at,
+			KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+	}
+	chains, err := verify(at)
 	if err != nil {
-		return nil, fmt.Errorf("%w: certificate issued by %.128q does not chain to the %d CA certificates: %w",
-			ErrCACerts, leaf.Issuer.String(), len(cacerts), err)
+		if _, otherwise := verify(whenIssued(leaf, cacerts)); otherwise == nil {
+			return nil, wrongClock(leaf, now)
+		}
+		return nil, fmt.Errorf("%w: its issuer is %.128q, and there are %d: %w", ErrChain, leaf.Issuer.String(), len(cacerts), err)
 	}
 	var best []*x509.Certificate
 	for _, chain := range chains {
@@ -46,12 +77,25 @@ func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) (
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("%w: certificate was not issued by a CA", ErrCACerts)
+		return nil, fmt.Errorf("%w: its issuer is not a CA", ErrChain)
 	}
 	if top := len(best) - 1; selfSigned(best[top]) {
 		best = best[:top]
 	}
 	return best[1:], nil
+}
+
+// whenIssued returns a time at which leaf and the certificates it hangs on are
+// all valid, if there is one: its first instant, or the last of theirs if it was
+// dated back behind that.
+func whenIssued(leaf *x509.Certificate, cacerts []*x509.Certificate) time.Time {
+	at := leaf.NotBefore
+	for _, cert := range cacerts {
+		if cert.NotBefore.After(at) && !cert.NotBefore.After(leaf.NotAfter) {
+			at = cert.NotBefore
+		}
+	}
+	return at
 }
 
 // pools tells the roots among cacerts from the certificates that lead to them.

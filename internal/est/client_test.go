@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/counterpart"
+	"github.com/quarklink-go/quarklink/internal/exchange"
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
 
@@ -50,16 +51,19 @@ func connect(t testing.TB, server *httptest.Server) (client *Client, close func(
 		Certificate: [][]byte{issue(t, "identity", key.Public(), nil, key, nil).Raw},
 		PrivateKey:  key,
 	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{
+	dialer := &tls.Dialer{Config: &tls.Config{
 		RootCAs: roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return identity, nil
 		},
 	}}
+	transport := exchange.New(func(ctx context.Context) (net.Conn, error) {
+		return dialer.DialContext(ctx, "tcp", server.Listener.Addr().String())
+	}, make(chan struct{}, 1))
 	return &Client{
 		HTTP: &http.Client{Transport: transport, CheckRedirect: SameOrigin},
 		Base: server.URL + "/.well-known/est",
-	}, transport.CloseIdleConnections
+	}, transport.Close
 }
 
 // ca answers cacerts and enrols, as an EST server of few words.

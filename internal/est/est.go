@@ -30,13 +30,16 @@ import (
 
 // The classes of what can be wrong with an answer that did arrive.
 var (
-	// ErrCACerts: the cacerts answer is not usable, or a certificate does not
-	// chain to it.
+	// ErrCACerts: the cacerts answer is not usable.
 	ErrCACerts = errors.New("no usable CA certificates")
+	// ErrChain: a certificate does not chain to the CA certificates.
+	ErrChain = errors.New("certificate was not issued under the CA certificates")
 	// ErrAnswer: the answer to an enrolment is not exactly one certificate.
 	ErrAnswer = errors.New("malformed enrolment answer")
 	// ErrKeyMismatch: the certificate is over another key than the CSR.
 	ErrKeyMismatch = errors.New("certificate is for another key than the request")
+	// ErrNeverValid: the certificate ends before it begins.
+	ErrNeverValid = errors.New("certificate is never valid")
 )
 
 const (

@@ -261,8 +261,8 @@ func TestRecordedChains(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			chain, err := Chain(recordedLeaf(t, tt.leaf), tt.cacerts, testNow)
 			if tt.want == nil {
-				if !errors.Is(err, ErrCACerts) {
-					t.Errorf("got %v, %v; want ErrCACerts", names(chain), err)
+				if !errors.Is(err, ErrChain) {
+					t.Errorf("got %v, %v; want ErrChain", names(chain), err)
 				}
 				return
 			}
