@@ -19,6 +19,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
@@ -107,7 +108,7 @@ func ExampleClient_FirmwareUpdate() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	digest, err := secureboot.KeyDigest(signingKey.Public())
+	digest, err := sbsign.KeyDigest(signingKey.Public())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -123,11 +124,17 @@ func ExampleClient_FirmwareUpdate() {
 	defer device.Close()
 
 	slot := new(partition)
-	options := quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{{1, 2, 3}}}}
+	verifier := secureboot.Verifier{
+		Chip:    image.ESP32C3,
+		Schemes: []secureboot.Scheme{secureboot.RSA()},
+		Trusted: []secureboot.Digest{{1, 2, 3}},
+	}
+	options := quarklink.FirmwareOptions{Slot: slot, Verifier: verifier}
 	_, err = device.FirmwareUpdate(ctx, options)
 	fmt.Println("a key that is not trusted:", errors.Is(err, quarklink.ErrWrongSignature), "active:", slot.active)
 
-	options.Verifier = secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digest}}
+	verifier.Trusted = []secureboot.Digest{digest}
+	options.Verifier = verifier
 	options.Again = true // what was refused before is else not even fetched
 	done, err := device.FirmwareUpdate(ctx, options)
 	if err != nil {

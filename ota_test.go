@@ -25,6 +25,8 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
 	"github.com/quarklink-go/quarklink/transport"
@@ -43,11 +45,14 @@ var signingKeys = sync.OnceValue(func() [2]crypto.Signer {
 	return keys
 })
 
+// schemes are all that there are.
+var schemes = []secureboot.Scheme{secureboot.RSA(), sbecdsa.Scheme()}
+
 func trusted(t testing.TB, keys ...crypto.Signer) []secureboot.Digest {
 	t.Helper()
 	var digests []secureboot.Digest
 	for _, key := range keys {
-		d, err := secureboot.KeyDigest(key.Public())
+		d, err := sbsign.KeyDigest(key.Public())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +69,7 @@ func signed(t testing.TB, chip image.Chip, keys ...crypto.Signer) []byte {
 		t.Fatal(err)
 	}
 	if len(keys) > 0 {
-		if img, err = secureboot.Sign(rand.Reader, img, keys...); err != nil {
+		if img, err = sbsign.Image(rand.Reader, img, keys...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -84,7 +89,7 @@ func TestFirmwareUpdate(t *testing.T) {
 	})
 	ctx := t.Context()
 	slot := newSlot(t, 1<<20)
-	options := quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{Chip: image.ESP32C3, Trusted: trusted(t, key)}}
+	options := quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, key)}}
 	if done, err := c.FirmwareUpdate(ctx, options); !errors.Is(err, quarklink.ErrNoUpdate) || done.Installed {
 		t.Errorf("no update due: %+v, %v", done, err)
 	}
@@ -205,7 +210,7 @@ func TestFirmwareRefused(t *testing.T) {
 					test.setup.slot(slot)
 				}
 				done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot,
-					Verifier: secureboot.Verifier{Chip: image.ESP32C3, Trusted: trusted(t, keys[0])}})
+					Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, keys[0])}})
 				if !errors.Is(err, test.want) || test.also != nil && !errors.Is(err, test.also) {
 					t.Errorf("error %v, want %v (%v)", err, test.want, test.also)
 				}
@@ -401,7 +406,7 @@ func TestFirmwareVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			verifier := secureboot.Verifier{Chip: v.chip, Trusted: []secureboot.Digest{digest}}
+			verifier := secureboot.Verifier{Chip: v.chip, Schemes: schemes, Trusted: []secureboot.Digest{digest}}
 			done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot, Verifier: verifier})
 			var e *quarklink.Error
 			if got := errors.As(err, &e); got != (v.code != 0) || got && e.Code != v.code {
@@ -466,7 +471,7 @@ func bigImage(t testing.TB, key crypto.Signer) (*os.File, int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trailer, at, err := secureboot.SignAt(rand.Reader, file, size, key)
+	trailer, at, err := sbsign.ImageAt(rand.Reader, file, size, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -486,7 +491,7 @@ func BenchmarkFirmwareUpdate(b *testing.B) {
 	records := new(store.Mem)
 	c := newClient(b, records, at(server))
 	member(b, server, c, quarklinktest.Batch{Firmware: &quarklinktest.Firmware{Image: file, Size: size, AsIs: true}})
-	verifier := secureboot.Verifier{Chip: image.ESP32C3, Trusted: trusted(b, key)}
+	verifier := secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(b, key)}
 	slot := newSlot(b, 32<<20)
 	live := func() float64 {
 		runtime.GC()

@@ -16,6 +16,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
@@ -39,7 +40,7 @@ func TestSlotThatKeepsTheOldImage(t *testing.T) {
 	build := func(version string) []byte {
 		img, err := image.Minimal(image.ESP32C3, image.App{Project: "blinky", Version: version})
 		require.NoError(t, err)
-		img, err = secureboot.Sign(rand.Reader, img, key)
+		img, err = sbsign.Image(rand.Reader, img, key)
 		require.NoError(t, err)
 		return img
 	}
@@ -47,7 +48,7 @@ func TestSlotThatKeepsTheOldImage(t *testing.T) {
 	require.Len(t, due, len(old))
 	server, c := newMember(t, asIs(due))
 	slot := &keepsOld{Slot: newSlot(t, 1<<20), old: old}
-	verifier := secureboot.Verifier{Chip: image.ESP32C3, Trusted: trusted(t, key)}
+	verifier := secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, key)}
 	require.NoError(t, verifier.Verify(t.Context(), slot, int64(len(old))), "the old image is rightly signed")
 
 	done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot, Verifier: verifier})

@@ -39,7 +39,7 @@ func embed(ctx context.Context, uartPort uart.Port, folder string, sealedSecret 
 		return err // errors.Is(err, quarklink.ErrDeviceDoesNotExist): not in a batch yet, ask again later
 	}
 	if status.Firmware != nil {
-		verifier := secureboot.Verifier{Chip: image.ESP32C3, Trusted: digests}
+		verifier := secureboot.Verifier{Chip: image.ESP32C3, Schemes: []secureboot.Scheme{secureboot.RSA()}, Trusted: digests}
 		_, err := device.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: slot, Verifier: verifier})
 		return err // then restart
 	}

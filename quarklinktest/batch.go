@@ -25,7 +25,7 @@ type Batch struct {
 	Devices []quarklink.DeviceID
 	Policy  Policy
 	// SigningKey signs firmware that is published without a signature. Its
-	// type is one that secureboot.Sign takes. Nil: firmware is served as it is.
+	// type is one that sbsign.Image takes. Nil: firmware is served as it is.
 	SigningKey crypto.Signer
 	// Firmware is published at once, as by Publish. Nil: none.
 	Firmware *Firmware

@@ -18,7 +18,7 @@ import (
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
-	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/internal/api"
 )
 
@@ -187,7 +187,7 @@ func (p *published) sign(img *image.Image, key crypto.Signer) error {
 			return nil
 		}
 	}
-	trailer, at, err := secureboot.SignAt(rand.Reader, p.content, p.manifest.Size, key)
+	trailer, at, err := sbsign.ImageAt(rand.Reader, p.content, p.manifest.Size, key)
 	if err != nil {
 		return fmt.Errorf("sign firmware: %w", err)
 	}

@@ -27,12 +27,14 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
 func minimal(t testing.TB, version string) []byte {
 	t.Helper()
-	img, err := image.Minimal(image.ESP32C3, image.App{Project: "blinky", Version: version, SecureVersion: 3})
+	img, err := image.Minimal(image.ESP32C6, image.App{Project: "blinky", Version: version, SecureVersion: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +48,7 @@ func newFirmwareServer(t testing.TB) (*quarklinktest.Server, *rawDevice, secureb
 	if err != nil {
 		t.Fatal(err)
 	}
-	digest, err := secureboot.KeyDigest(key.Public())
+	digest, err := sbsign.KeyDigest(key.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +56,7 @@ func newFirmwareServer(t testing.TB) (*quarklinktest.Server, *rawDevice, secureb
 	if err := s.AddBatch(quarklinktest.Batch{Name: "b", SigningKey: key}); err != nil {
 		t.Fatal(err)
 	}
-	return s, newDevice(t, s, "b"), secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digest}}
+	return s, newDevice(t, s, "b"), secureboot.Verifier{Chip: image.ESP32C6, Schemes: []secureboot.Scheme{sbecdsa.Scheme()}, Trusted: []secureboot.Digest{digest}}
 }
 
 func TestPublishSigns(t *testing.T) {
@@ -66,7 +68,7 @@ func TestPublishSigns(t *testing.T) {
 	}
 	due := d.status().Firmware
 	if due == nil || due.Name != "blinky" || due.Version != "1.8.1" || due.SecureVersion != 3 || due.Size != 8192 ||
-		!maps.Equal(due.Attributes, map[string]string{"chip": "esp32c3"}) {
+		!maps.Equal(due.Attributes, map[string]string{"chip": "esp32c6"}) {
 		t.Fatalf("due: %+v", due)
 	}
 	got := d.get(c, pathFirmware)
@@ -92,7 +94,7 @@ func TestPublishSigns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := secureboot.Sign(rand.Reader, img, other)
+	signed, err := sbsign.Image(rand.Reader, img, other)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func TestState(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, first.Certificate.Equal(again.Certificate))
 
-	firmware, err := image.Minimal(image.ESP32C3, image.App{Project: "blinky", Version: "1.8.1"})
+	firmware, err := image.Minimal(image.ESP32C6, image.App{Project: "blinky", Version: "1.8.1"})
 	require.NoError(t, err)
 	require.NoError(t, s.Publish("hub", quarklinktest.Firmware{Image: bytes.NewReader(firmware), Share: 1}))
 	s = restart(t, s, dir)

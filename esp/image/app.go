@@ -11,6 +11,9 @@ import (
 // AppSize is the length of an encoded application descriptor in bytes.
 const AppSize = 256
 
+// AppOffset is where the descriptor is in the image of an application.
+const AppOffset = headerSize + segmentHeaderSize
+
 const appMagic = 0xABCD5432
 
 // App is the application descriptor, esp_app_desc_t: the first 256 bytes of
@@ -28,8 +31,8 @@ type App struct {
 	IDFVersion    string
 	ELFSHA256     [32]byte // of the ELF file that the image was made from
 
-	MinEFuseBlockRevision uint16 // major*100 + minor
-	MaxEFuseBlockRevision uint16
+	MinEFuseBlockRevision uint16 // lowest version of the chip's eFuse blocks, major*100 + minor
+	MaxEFuseBlockRevision uint16 // highest; 0 and 65535 mean any
 
 	// MMUPageSize is the unit of mapping flash in bytes, a power of two;
 	// 0 if the descriptor does not say.
@@ -90,6 +93,14 @@ func (a *App) UnmarshalBinary(b []byte) error {
 		a.MMUPageSize = 1 << log2
 	}
 	return nil
+}
+
+// SupportsEFuseBlockRevision reports whether the application may run on a chip
+// whose eFuse blocks have that version (major*100 + minor), as the bootloader
+// decides it on all chips but the original ESP32, unless the eFuse
+// DISABLE_BLK_VERSION_MAJOR is burnt: then MaxEFuseBlockRevision does not count.
+func (a App) SupportsEFuseBlockRevision(revision uint16) bool {
+	return withinRevisions(revision, a.MinEFuseBlockRevision, a.MaxEFuseBlockRevision)
 }
 
 func untilNUL(field []byte) string {

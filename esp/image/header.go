@@ -57,12 +57,15 @@ func NewHeader(chip Chip) Header {
 }
 
 // SupportsRevision reports whether the image may run on a chip of the given
-// revision (major*100 + minor, as in eFuse), as the bootloader decides it.
+// revision (major*100 + minor, as in eFuse), as the bootloader decides it of an
+// application unless the eFuse DISABLE_WAFER_VERSION_MAJOR is burnt: then
+// MaxRevision does not count.
 func (h Header) SupportsRevision(revision uint16) bool {
-	if revision < h.MinRevision {
-		return false
-	}
-	return h.MaxRevision == 0 || h.MaxRevision == 65535 || revision <= h.MaxRevision
+	return withinRevisions(revision, h.MinRevision, h.MaxRevision)
+}
+
+func withinRevisions(revision, low, high uint16) bool {
+	return low <= revision && (high == 0 || high == 65535 || revision <= high)
 }
 
 // ReadHeader reads the header of the image at the start of r, which holds

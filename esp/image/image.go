@@ -14,6 +14,9 @@ var (
 	ErrMagic = errors.New("not an ESP32 image")
 	// ErrChip: the image is for another chip.
 	ErrChip = errors.New("image for another chip")
+	// ErrRevision: the image is for other revisions of the chip. No function
+	// of this package returns it.
+	ErrRevision = errors.New("image for another revision of the chip")
 	// ErrSegments: the number of segments, a length or an address is impossible.
 	ErrSegments = errors.New("malformed segments")
 	// ErrChecksum: the XOR checksum does not fit the data of the segments.

@@ -38,7 +38,7 @@ func BenchmarkVerify16MiB(b *testing.B) {
 	}
 	file := sign(b, img, key)
 	r, size := bytes.NewReader(file), int64(len(file))
-	v := secureboot.Verifier{Chip: image.ESP32S3, Trusted: []secureboot.Digest{digestOf(b, key)}}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32S3, Trusted: []secureboot.Digest{digestOf(b, key)}}
 	signature := slices.Clone(file[len(img)+812:][:384])
 	slices.Reverse(signature)
 
@@ -86,7 +86,7 @@ func BenchmarkVerify16MiB(b *testing.B) {
 func BenchmarkVerifySmall(b *testing.B) {
 	key := rsaKey(b)
 	file := sign(b, minimal(b, image.ESP32C3, image.App{}), key)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(b, key)}}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(b, key)}}
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := verify(v, file); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
 )
 
 // Every byte of a file is either covered, so that changing any bit of it
@@ -22,15 +23,15 @@ func TestEveryBit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := image.Builder{Header: image.NewHeader(image.ESP32C3)}
+	b := image.Builder{Header: image.NewHeader(image.ESP32C5)}
 	b.Add(0x3C000020, first)
 	b.Add(0x3FC80000, make([]byte, 3600)) // leaves little padding: its every bit costs an RSA operation
 	img, err := b.Bytes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	small := minimal(t, image.ESP32C3, app)
-	rsa, p192, p256, p384 := rsaKey(t), ecKey(t, secureboot.P192()), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
+	small := minimal(t, image.ESP32C5, app)
+	rsa, p192, p256, p384 := rsaKey(t), ecKey(t, sbecdsa.P192()), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
 	const blockEnd = 4096 + 1200
 	for _, part := range []struct {
 		name     string
@@ -48,7 +49,7 @@ func TestEveryBit(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
-			v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, part.key)}}
+			v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, part.key)}}
 			file := append(sign(t, part.img, part.key), 0xFF) // something after the sector
 			if err := verify(v, file); err != nil {
 				t.Fatal(err)
@@ -75,7 +76,7 @@ func TestEveryBit(t *testing.T) {
 // Who changes a byte of a block and computes the CRC anew gets away with it
 // only where the package comment says so.
 func TestEveryByteUnderCRC(t *testing.T) {
-	img := minimal(t, image.ESP32C3, image.App{})
+	img := minimal(t, image.ESP32C5, image.App{})
 	type span struct{ from, to int }
 	for _, test := range []struct {
 		name string
@@ -83,13 +84,13 @@ func TestEveryByteUnderCRC(t *testing.T) {
 		free []span // reserved bytes and image digest, what follows the signature
 	}{
 		{"RSA", rsaKey(t), []span{{2, 36}}},
-		{"P-192", ecKey(t, secureboot.P192()), []span{{3, 36}, {101 + 48, 1196}}},
+		{"P-192", ecKey(t, sbecdsa.P192()), []span{{3, 36}, {101 + 48, 1196}}},
 		{"P-256", ecKey(t, elliptic.P256()), []span{{3, 36}, {101 + 64, 1196}}},
 		{"P-384", ecKey(t, elliptic.P384()), []span{{3, 52}, {149 + 96, 1196}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, test.key)}}
+			v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, test.key)}}
 			file := sign(t, img, test.key)
 			raw := file[4096:][:1216]
 			fixCRC := func() { binary.LittleEndian.PutUint32(raw[1196:], crc32.ChecksumIEEE(raw[:1196])) }

@@ -1,7 +1,6 @@
 package secureboot
 
 import (
-	"crypto"
 	"encoding/hex"
 	"fmt"
 )
@@ -9,6 +8,7 @@ import (
 // Digest is the SHA-256 of a public key as a signature block encodes it: what
 // eFuse holds of the keys that a chip trusts, in the same byte order. The
 // ESP32-C2 holds its first 16 bytes only, and only they are compared there.
+// Package sbsign computes it.
 type Digest [32]byte
 
 // ParseDigest reads a digest of 64 hexadecimal digits and nothing else.
@@ -25,14 +25,3 @@ func ParseDigest(s string) (Digest, error) {
 
 // String returns the digest as 64 lower-case hexadecimal digits.
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
-
-// KeyDigest returns the digest of a public key: an *rsa.PublicKey of 3072
-// bits or an *ecdsa.PublicKey on P-192 (see [P192]), P-256 or P-384. It is
-// what "espsecure digest_sbv2_public_key" writes.
-func KeyDigest(public crypto.PublicKey) (Digest, error) {
-	b, err := newBlock(public)
-	if err != nil {
-		return Digest{}, fmt.Errorf("secureboot: %w", err)
-	}
-	return b.keyDigest(), nil
-}

@@ -1,5 +1,5 @@
-// Package secureboot verifies and makes the signatures of Espressif's Secure
-// Boot V2: RSA-3072-PSS, and ECDSA on P-192, P-256 and P-384.
+// Package secureboot verifies the signatures of Espressif's Secure Boot V2:
+// RSA-3072-PSS, and ECDSA on P-192, P-256 and P-384. Package sbsign makes them.
 //
 // A signed image is followed, at the next multiple of 4096 bytes, by a sector
 // with one to three signature blocks. A chip trusts keys by their [Digest],
@@ -14,9 +14,16 @@
 // stricter in what the chips' ROM, later versions of ESP-IDF or common sense
 // refuse too: a PSS salt must have 32 bytes, a block's version must fit its
 // content, its precomputed values must be right, the image must be for the
-// chip, and on the original ESP32 only block 0 counts. The block's own copy
-// of the image digest is ignored, as it is on the chip, and so is a wrong
-// SHA-256 appended to the image: the signature covers it.
+// chip, and on the original ESP32 only block 0 counts. A file that ends within
+// the signature sector is refused even after a valid block, where a chip reads
+// whatever follows in flash. An application descriptor whose lowest eFuse block
+// revision is 65535 asks for that revision, as in v5.3.1; later versions take it
+// for unset. The block's own copy of the image digest is ignored, as it is on
+// the chip, and so is a wrong SHA-256 appended to the image: the signature
+// covers it.
+//
+// ESP-IDF v5.5 and later versions judge signatures alike, but for one thing in
+// which this package is as strict as they are: a block's version has to fit.
 //
 // # What nothing covers
 //

@@ -9,21 +9,21 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"os"
-	"path/filepath"
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 )
 
 // A verifier holds what the chip's eFuse holds, and decides as the chip does.
-// An RSA-3072 key is used in the same way.
+// For RSA the scheme is secureboot.RSA(), and nothing of elliptic curves is linked.
 func ExampleVerifier() {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		log.Fatal(err)
 	}
-	trusted, err := secureboot.KeyDigest(key.Public())
+	trusted, err := sbsign.KeyDigest(key.Public())
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -31,12 +31,17 @@ func ExampleVerifier() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	signed, err := secureboot.Sign(rand.Reader, unsigned, key)
+	signed, err := sbsign.Image(rand.Reader, unsigned, key)
 	if err != nil {
 		log.Fatal(err)
 	}
 
-	v := secureboot.Verifier{Chip: image.ESP32C6, Trusted: []secureboot.Digest{trusted}, MinSecureVersion: 4}
+	v := secureboot.Verifier{
+		Chip:             image.ESP32C6,
+		Schemes:          []secureboot.Scheme{sbecdsa.Scheme()},
+		Trusted:          []secureboot.Digest{trusted},
+		MinSecureVersion: 4,
+	}
 	verdict := func(img []byte) error {
 		return v.Verify(context.Background(), bytes.NewReader(img), int64(len(img)))
 	}
@@ -73,49 +78,4 @@ func ExampleParseDigest() {
 	// Output:
 	// cd83cc02a291b2bcdfd40cde657aaacfb48e246f450ca3567ea5a8cfc9c72375 <nil>
 	// secureboot: key digest has 4 characters, want 64 hexadecimal digits
-}
-
-// Sign a file in place, without reading it into memory; doing it again with
-// another key adds a second signature.
-func ExampleSignAt() {
-	dir, err := os.MkdirTemp("", "")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	unsigned, err := image.Minimal(image.ESP32C6, image.App{Version: "1.2.3"})
-	if err != nil {
-		log.Fatal(err)
-	}
-	name := filepath.Join(dir, "firmware.bin")
-	if err := os.WriteFile(name, unsigned, 0o600); err != nil {
-		log.Fatal(err)
-	}
-
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer f.Close()
-	for range 2 {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			log.Fatal(err)
-		}
-		info, err := f.Stat()
-		if err != nil {
-			log.Fatal(err)
-		}
-		trailer, at, err := secureboot.SignAt(rand.Reader, f, info.Size(), key)
-		if err != nil {
-			log.Fatal(err)
-		}
-		if _, err := f.WriteAt(trailer, at); err != nil {
-			log.Fatal(err)
-		}
-		fmt.Println(len(trailer), "bytes written at", at)
-	}
-	// Output:
-	// 7856 bytes written at 336
-	// 4096 bytes written at 4096
 }

@@ -23,6 +23,8 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
@@ -50,7 +52,7 @@ func ecKey(tb testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 
 func digestOf(tb testing.TB, key crypto.Signer) secureboot.Digest {
 	tb.Helper()
-	d, err := secureboot.KeyDigest(key.Public())
+	d, err := sbsign.KeyDigest(key.Public())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -68,7 +70,7 @@ func minimal(tb testing.TB, chip image.Chip, app image.App) []byte {
 
 func sign(tb testing.TB, img []byte, keys ...crypto.Signer) []byte {
 	tb.Helper()
-	b, err := secureboot.Sign(rand.Reader, img, keys...)
+	b, err := sbsign.Image(rand.Reader, img, keys...)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -78,11 +80,11 @@ func sign(tb testing.TB, img []byte, keys ...crypto.Signer) []byte {
 func TestSignAndVerify(t *testing.T) {
 	keys := map[string]crypto.Signer{
 		"RSA-3072": rsaKey(t),
-		"P-192":    ecKey(t, secureboot.P192()),
+		"P-192":    ecKey(t, sbecdsa.P192()),
 		"P-256":    ecKey(t, elliptic.P256()),
 		"P-384":    ecKey(t, elliptic.P384()),
 	}
-	img := minimal(t, image.ESP32C6, image.App{SecureVersion: 2})
+	img := minimal(t, image.ESP32C5, image.App{SecureVersion: 2})
 	for name, key := range keys {
 		t.Run(name, func(t *testing.T) {
 			signed := sign(t, img, key)
@@ -90,7 +92,7 @@ func TestSignAndVerify(t *testing.T) {
 				t.Errorf("%d bytes, want the image, 0xFF up to 4096, a sector", len(signed))
 			}
 			for other, key := range keys {
-				v := secureboot.Verifier{Chip: image.ESP32C6, Trusted: []secureboot.Digest{digestOf(t, key)}}
+				v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, key)}}
 				if err := verify(v, signed); (err == nil) != (other == name) || err != nil && !errors.Is(err, secureboot.ErrSignature) {
 					t.Errorf("trusting %s: %v", other, err)
 				}
@@ -104,24 +106,24 @@ func TestSignAndVerify(t *testing.T) {
 func TestSignAppends(t *testing.T) {
 	k1, k2, k3 := rsaKey(t), ecKey(t, elliptic.P384()), ecKey(t, elliptic.P256())
 	all := []crypto.Signer{k1, k2, k3}
-	img := minimal(t, image.ESP32C3, image.App{})
+	img := minimal(t, image.ESP32C5, image.App{})
 	for name, signed := range map[string][]byte{
 		"at once":    sign(t, img, all...),
 		"one by one": sign(t, sign(t, sign(t, img, k1), k2), k3),
 	} {
 		for i, key := range all {
-			if err := verify(secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}, signed); err != nil {
+			if err := verify(secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, key)}}, signed); err != nil {
 				t.Errorf("%s, key %d: %v", name, i, err)
 			}
 		}
-		if _, err := secureboot.Sign(rand.Reader, signed, ecKey(t, elliptic.P256())); err == nil {
+		if _, err := sbsign.Image(rand.Reader, signed, ecKey(t, elliptic.P256())); err == nil {
 			t.Errorf("%s: a fourth signature", name)
 		}
-		if _, err := secureboot.Sign(rand.Reader, signed[:4096], k1); err != nil {
+		if _, err := sbsign.Image(rand.Reader, signed[:4096], k1); err != nil {
 			t.Errorf("%s: start over: %v", name, err)
 		}
 	}
-	if _, err := secureboot.Sign(rand.Reader, sign(t, img, k1), k1); err == nil {
+	if _, err := sbsign.Image(rand.Reader, sign(t, img, k1), k1); err == nil {
 		t.Error("signed twice by one key")
 	}
 
@@ -131,14 +133,14 @@ func TestSignAppends(t *testing.T) {
 		t.Error("what Espressif signed was changed")
 	}
 	for _, d := range append(fuses(t, "rsa1,rsa2"), digestOf(t, k1)) {
-		if err := verify(secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{d}}, ours); err != nil {
+		if err := verify(secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: []secureboot.Digest{d}}, ours); err != nil {
 			t.Error(err)
 		}
 	}
 
 	// An erased block is room.
 	refilled := sign(t, bad(t, "bad/three_block0_erased.bin"), k1)
-	if err := verify(secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, k1)}}, refilled); err != nil {
+	if err := verify(secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, k1)}}, refilled); err != nil {
 		t.Error(err)
 	}
 }
@@ -147,7 +149,8 @@ func TestSignErrors(t *testing.T) {
 	key := rsaKey(t)
 	small := new(big.Int).Rsh(key.N, 1024)
 	small.SetBit(small, 0, 1)
-	img := minimal(t, image.ESP32C3, image.App{})
+	other := new(big.Int).Add(key.N, big.NewInt(2))
+	img := minimal(t, image.ESP32C5, image.App{})
 	esp32 := minimal(t, image.ESP32, image.App{})
 	offCurve := ecKey(t, elliptic.P256())
 	offCurve.X = new(big.Int).Add(offCurve.X, big.NewInt(1))
@@ -164,7 +167,7 @@ func TestSignErrors(t *testing.T) {
 		"damaged signature":             {bad(t, "bad/sig_flip_nocrcfix.bin"), key, nil},
 		"wrong signature":               {bad(t, "bad/sig_flip_crcfixed.bin"), key, nil},
 		"signature cut off":             {bad(t, "bad/trunc_mid_block.bin"), key, nil},
-		"second signature for ESP32":    {sign(t, esp32, ecKey(t, elliptic.P256())), key, nil},
+		"second signature for ESP32":    {sign(t, esp32, key), badSigner{public: &rsa.PublicKey{N: other, E: 65537}}, nil},
 		"RSA-2048":                      {img, badSigner{public: &rsa.PublicKey{N: small, E: 65537}}, nil},
 		"P-224":                         {img, ecKey(t, elliptic.P224()), nil},
 		"P-521":                         {img, ecKey(t, elliptic.P521()), nil},
@@ -186,16 +189,16 @@ func TestSignErrors(t *testing.T) {
 		"ECDSA signer with an appendix": {img, badSigner{public: ecKey(t, elliptic.P256()).Public(), sig: []byte{0x30, 6, 2, 1, 1, 2, 1, 1, 0}}, nil},
 		"ECDSA signer without s":        {img, badSigner{public: ecKey(t, elliptic.P256()).Public(), sig: []byte{0x30, 3, 2, 1, 1}}, nil},
 	} {
-		if _, err := secureboot.Sign(rand.Reader, test.img, test.key); err == nil || test.want != nil && !errors.Is(err, test.want) {
+		if _, err := sbsign.Image(rand.Reader, test.img, test.key); err == nil || test.want != nil && !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %v", name, err, test.want)
 		} else if !strings.HasPrefix(err.Error(), "secureboot: ") || strings.Count(err.Error(), "secureboot: ") != 1 {
 			t.Errorf("%s: %q does not say once where it comes from", name, err)
 		}
 	}
-	if _, err := secureboot.Sign(rand.Reader, img); err == nil {
+	if _, err := sbsign.Image(rand.Reader, img); err == nil {
 		t.Error("signed without a key")
 	}
-	if _, _, err := secureboot.SignAt(rand.Reader, brokenStorage{}, 100, key); !errors.Is(err, iotest.ErrTimeout) || errors.Is(err, secureboot.ErrImage) {
+	if _, _, err := sbsign.ImageAt(rand.Reader, brokenStorage{}, 100, key); !errors.Is(err, iotest.ErrTimeout) || errors.Is(err, secureboot.ErrImage) {
 		t.Errorf("broken storage: %v", err)
 	}
 }
@@ -236,7 +239,7 @@ func (s otherSalt) Sign(random io.Reader, digest []byte, _ crypto.SignerOpts) ([
 func TestSignAt(t *testing.T) {
 	key := rsaKey(t)
 	img := minimal(t, image.ESP32C3, image.App{})
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	erasedTo := func(n int) []byte {
 		b := bytes.Repeat([]byte{0xFF}, n)
 		copy(b, img)
@@ -252,7 +255,7 @@ func TestSignAt(t *testing.T) {
 		"part of the sector": {erasedTo(5000), 4096},
 		"in a partition":     {erasedTo(65536), 4096},
 	} {
-		trailer, at, err := secureboot.SignAt(rand.Reader, bytes.NewReader(test.img), int64(len(test.img)), key)
+		trailer, at, err := sbsign.ImageAt(rand.Reader, bytes.NewReader(test.img), int64(len(test.img)), key)
 		if err != nil || at != test.at || at+int64(len(trailer)) != 8192 {
 			t.Errorf("%s: %d bytes at %d, %v, want up to 8192 at %d", name, len(trailer), at, err, test.at)
 			continue
@@ -270,7 +273,7 @@ func TestSignAt(t *testing.T) {
 // openssl takes our block for what it claims to be.
 func TestOpenSSLVerifies(t *testing.T) {
 	openssl(t)
-	img := minimal(t, image.ESP32C6, image.App{})
+	img := minimal(t, image.ESP32C5, image.App{})
 	for name, key := range map[string]crypto.Signer{"RSA-3072": rsaKey(t), "P-256": ecKey(t, elliptic.P256()), "P-384": ecKey(t, elliptic.P384())} {
 		t.Run(name, func(t *testing.T) {
 			signed := sign(t, img, key)
@@ -305,7 +308,7 @@ func TestOpenSSLSignsP192(t *testing.T) {
 	}
 	signer := opensslSigner{public: p192Key(t, der), key: key}
 	file := sign(t, minimal(t, image.ESP32C2, image.App{}), signer)
-	v := secureboot.Verifier{Chip: image.ESP32C2, Trusted: []secureboot.Digest{digestOf(t, signer)}}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C2, Trusted: []secureboot.Digest{digestOf(t, signer)}}
 	if err := verify(v, file); err != nil {
 		t.Error(err)
 	}

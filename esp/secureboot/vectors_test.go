@@ -19,6 +19,7 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
 )
 
 // The digests of the keys that signed the test data, as espsecure
@@ -97,6 +98,9 @@ func verdicts(tb testing.TB, dir string) map[string]verdict {
 	}
 	return m
 }
+
+// schemes are all that there are: what a chip has is Verifier.Chip's business.
+var schemes = []secureboot.Scheme{secureboot.RSA(), sbecdsa.Scheme()}
 
 const (
 	good   = "esp32c3_small_v1.0.0_padv2.rsa1.bin"
@@ -301,7 +305,7 @@ func TestVerdicts(t *testing.T) {
 				if want == nil && !slices.Contains(accepts, set) {
 					want = secureboot.ErrSignature
 				}
-				err := verify(secureboot.Verifier{Chip: f.chip, Trusted: fuses(t, set)}, b)
+				err := verify(secureboot.Verifier{Schemes: schemes, Chip: f.chip, Trusted: fuses(t, set)}, b)
 				if (err == nil) != (want == nil) || !errors.Is(err, want) || f.also != nil && !errors.Is(err, f.also) {
 					t.Errorf("eFuse %s: %v, want %v %v", set, err, want, f.also)
 				}
@@ -379,7 +383,7 @@ func TestVectorsFolder(t *testing.T) {
 			if v.File == "bad/wrong_key.bin" && set == "rsa_wrong,ec256b" {
 				want = true
 			}
-			if err := verify(secureboot.Verifier{Chip: chip, Trusted: fuses(t, set)}, b); (err == nil) != want {
+			if err := verify(secureboot.Verifier{Schemes: schemes, Chip: chip, Trusted: fuses(t, set)}, b); (err == nil) != want {
 				t.Errorf("%s, eFuse %s: %v, want accepted: %v", v.File, set, err, want)
 			}
 		}

@@ -29,6 +29,8 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 )
 
 // publicKey reads a public key from testdata. crypto/x509 knows no P-192.
@@ -60,12 +62,12 @@ func p192Key(tb testing.TB, der []byte) *ecdsa.PublicKey {
 		tb.Fatal(err, info)
 	}
 	x, y := new(big.Int).SetBytes(info.Point.Bytes[1:25]), new(big.Int).SetBytes(info.Point.Bytes[25:])
-	return &ecdsa.PublicKey{Curve: secureboot.P192(), X: x, Y: y}
+	return &ecdsa.PublicKey{Curve: sbecdsa.P192(), X: x, Y: y}
 }
 
 func TestKeyDigest(t *testing.T) {
 	for name, want := range digests {
-		d, err := secureboot.KeyDigest(publicKey(t, name))
+		d, err := sbsign.KeyDigest(publicKey(t, name))
 		if err != nil || d.String() != want {
 			t.Errorf("%s: %v, %v, want %s", name, d, err, want)
 		}
@@ -138,7 +140,7 @@ func TestRevoked(t *testing.T) {
 		{"rsa1,rsa2", "rsa1,rsa2", secureboot.ErrSignature},
 		{"rsa2", "rsa2", secureboot.ErrSignature},
 	} {
-		v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: fuses(t, test.trusted), Revoked: fuses(t, test.revoked)}
+		v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: fuses(t, test.trusted), Revoked: fuses(t, test.revoked)}
 		if err := verify(v, file); !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 			t.Errorf("trusted %s, revoked %s: %v, want %v", test.trusted, test.revoked, err, test.want)
 		}
@@ -155,7 +157,7 @@ func TestZeroVerifierTrustsNobody(t *testing.T) {
 
 func TestMinSecureVersion(t *testing.T) {
 	key := rsaKey(t)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	file := sign(t, minimal(t, image.ESP32C3, image.App{SecureVersion: 3}), key)
 	b := image.Builder{Header: image.NewHeader(image.ESP32C3)}
 	b.Add(0x3FC80000, make([]byte, 256))
@@ -202,7 +204,7 @@ func TestC2ComparesHalfADigest(t *testing.T) {
 		{image.ESP32C2, digestOf(t, key), nil}, {image.ESP32C2, half, nil}, {image.ESP32C2, wrong, secureboot.ErrSignature}, {image.ESP32C6, half, secureboot.ErrSignature},
 	} {
 		file := sign(t, minimal(t, test.chip, image.App{}), key)
-		err := verify(secureboot.Verifier{Chip: test.chip, Trusted: []secureboot.Digest{test.trust}}, file)
+		err := verify(secureboot.Verifier{Schemes: schemes, Chip: test.chip, Trusted: []secureboot.Digest{test.trust}}, file)
 		if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 			t.Errorf("%v trusting %v: %v, want %v", test.chip, test.trust, err, test.want)
 		}
@@ -212,7 +214,7 @@ func TestC2ComparesHalfADigest(t *testing.T) {
 // On the original ESP32 a good block 1 counts for nothing.
 func TestESP32UsesBlock0Alone(t *testing.T) {
 	file := espSigned(t, "esp32_small_v1.0.0_padv2.rsa1.bin")
-	v := secureboot.Verifier{Chip: image.ESP32, Trusted: fuses(t, "rsa1")}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32, Trusted: fuses(t, "rsa1")}
 	copy(file[sector+1216:], file[sector:sector+1216])
 	file[sector+900] ^= 1
 	fixCRC(file, 0)
@@ -228,7 +230,7 @@ func TestESP32UsesBlock0Alone(t *testing.T) {
 // Blocks that are wrong in themselves, but whose CRC is right.
 func TestMalformedBlocks(t *testing.T) {
 	rsa, ec, p384 := rsaKey(t), ecKey(t, elliptic.P256()), ecKey(t, elliptic.P384())
-	img := minimal(t, image.ESP32C6, image.App{})
+	img := minimal(t, image.ESP32C5, image.App{})
 	for _, test := range []struct {
 		name   string
 		key    crypto.Signer
@@ -276,7 +278,7 @@ func TestMalformedBlocks(t *testing.T) {
 		if test.trust != nil {
 			trusted = sha256.Sum256(test.trust(raw))
 		}
-		err := verify(secureboot.Verifier{Chip: image.ESP32C6, Trusted: []secureboot.Digest{trusted}}, file)
+		err := verify(secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{trusted}}, file)
 		if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 			t.Errorf("%s: %v, want %v", test.name, err, test.want)
 		}
@@ -286,8 +288,8 @@ func TestMalformedBlocks(t *testing.T) {
 // A file that is cut anywhere is refused, and the class of the error is right.
 func TestTruncated(t *testing.T) {
 	key := ecKey(t, elliptic.P256())
-	file := sign(t, minimal(t, image.ESP32C3, image.App{}), key)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
+	file := sign(t, minimal(t, image.ESP32C5, image.App{}), key)
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	for n := range file {
 		want := image.ErrTruncated
 		if n >= 336 && n <= 4096 { // nobody can tell that it was ever signed
@@ -302,8 +304,8 @@ func TestTruncated(t *testing.T) {
 // An error of the storage is no verdict on the image, wherever it strikes.
 func TestStorageErrors(t *testing.T) {
 	key := ecKey(t, elliptic.P384())
-	file := sign(t, minimal(t, image.ESP32C3, image.App{}), key)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}}
+	file := sign(t, minimal(t, image.ESP32C5, image.App{}), key)
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, key)}}
 	for reads := 0; ; reads++ {
 		err := v.Verify(context.Background(), &failing{file, reads}, int64(len(file)))
 		if err == nil {
@@ -336,10 +338,10 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 // checked is what was hashed.
 func TestStorageThatChanges(t *testing.T) {
 	key := ecKey(t, elliptic.P384())
-	honest := sign(t, minimal(t, image.ESP32C3, image.App{SecureVersion: 1}), key)
-	other := sign(t, minimal(t, image.ESP32S3, image.App{SecureVersion: 1}), key)
-	older := sign(t, minimal(t, image.ESP32C3, image.App{SecureVersion: 0}), key)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: []secureboot.Digest{digestOf(t, key)}, MinSecureVersion: 1}
+	honest := sign(t, minimal(t, image.ESP32C5, image.App{SecureVersion: 1}), key)
+	other := sign(t, minimal(t, image.ESP32P4, image.App{SecureVersion: 1}), key)
+	older := sign(t, minimal(t, image.ESP32C5, image.App{SecureVersion: 0}), key)
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C5, Trusted: []secureboot.Digest{digestOf(t, key)}, MinSecureVersion: 1}
 	if err := verify(v, honest); err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +367,7 @@ func (c *changing) ReadAt(p []byte, off int64) (int, error) {
 
 func TestContext(t *testing.T) {
 	file := espSigned(t, good)
-	v := secureboot.Verifier{Chip: image.ESP32C3, Trusted: fuses(t, "rsa1")}
+	v := secureboot.Verifier{Schemes: schemes, Chip: image.ESP32C3, Trusted: fuses(t, "rsa1")}
 	ctx, cancel := context.WithCancel(context.Background())
 	err := v.Verify(ctx, cancelAt{file, 65536, cancel}, int64(len(file)))
 	var coded interface{ FirmwareCode() int }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
 )
@@ -187,14 +188,14 @@ func (p *play) signedImage() ([]byte, secureboot.Digest, error) {
 	if err != nil {
 		return nil, secureboot.Digest{}, err
 	}
-	trust, err := secureboot.KeyDigest(key.Public())
+	trust, err := sbsign.KeyDigest(key.Public())
 	if err != nil {
 		return nil, trust, err
 	}
 	if img, err = p.build(); err != nil {
 		return nil, trust, err
 	}
-	if img, err = secureboot.Sign(rand.Reader, img, key); err != nil {
+	if img, err = sbsign.Image(rand.Reader, img, key); err != nil {
 		return nil, trust, err
 	}
 	p.say("publish", "an image of %d bytes, signed by a new RSA-3072 key", len(img))

@@ -28,6 +28,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
@@ -283,8 +284,12 @@ func (p *play) update(ctx context.Context) error {
 	}
 	bar := &progress{out: p.out}
 	done, err := p.device.FirmwareUpdate(ctx, quarklink.FirmwareOptions{
-		Slot:     p.files.slot(),
-		Verifier: secureboot.Verifier{Chip: p.chip, Trusted: []secureboot.Digest{trust}},
+		Slot: p.files.slot(),
+		Verifier: secureboot.Verifier{
+			Chip:    p.chip,
+			Schemes: []secureboot.Scheme{secureboot.RSA(), sbecdsa.Scheme()},
+			Trusted: []secureboot.Digest{trust},
+		},
 		Progress: bar.show,
 	})
 	bar.end()

@@ -1,4 +1,7 @@
-package secureboot
+// Package sbecdsa is the ECDSA scheme of Secure Boot V2: P-192, P-256 and P-384.
+// It is a package of its own because crypto/ecdsa brings every curve with it:
+// a device that verifies RSA has no room for them.
+package sbecdsa
 
 //lint:file-ignore SA1019 Go 1.23, which has to be enough here, gives no other access to coordinates, and P-192 has no better home than CurveParams
 
@@ -10,7 +13,32 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+
+	_ "crypto/sha512" // SHA-384 signs with P-384
+
+	"github.com/quarklink-go/quarklink/esp/secureboot"
+	"github.com/quarklink-go/quarklink/esp/secureboot/internal/sigblock"
 )
+
+// Scheme returns the scheme, for secureboot.Verifier.Schemes. The chip says
+// which of the curves it takes.
+func Scheme() secureboot.Scheme { return scheme{} }
+
+type scheme struct{}
+
+func (scheme) String() string                               { return "ECDSA" }
+func (scheme) Version() byte                                { return sigblock.VersionECDSA }
+func (scheme) Parse(raw []byte) (sigblock.PublicKey, error) { return parse(raw) }
+
+// Take takes an *ecdsa.PublicKey.
+func (scheme) Take(public crypto.PublicKey) (sigblock.PublicKey, bool, error) {
+	pub, ours := public.(*ecdsa.PublicKey)
+	if !ours {
+		return nil, false, nil
+	}
+	key, err := newKey(pub)
+	return key, true, err
+}
 
 // An ECDSA block holds, after the image digest, the curve's number, the
 // public key X||Y and the signature r||s. Numbers are little-endian and as
@@ -24,28 +52,29 @@ const (
 	ecSHA384     = 1
 )
 
-// ecLayout is where things lie in the block of one curve.
-type ecLayout struct {
-	number   byte // that stands for the curve in the block
-	hashCode byte
-	hash     crypto.Hash
-	size     int // of a coordinate, r or s in bytes
-	key      int // offset of the curve's number; the key follows it
-	sig      int // offset of the signature
-	end      int // of the signature field
+// layout is where things lie in the block of one curve.
+type layout struct {
+	algorithm sigblock.Algorithm
+	number    byte // that stands for the curve in the block
+	hashCode  byte
+	hash      crypto.Hash
+	size      int // of a coordinate, r or s in bytes
+	key       int // offset of the curve's number; the key follows it
+	sig       int // offset of the signature
+	end       int // of the signature field
 }
 
 // layoutOf returns the layout for a curve of the given bits.
-func layoutOf(bits int) (ecLayout, bool) {
+func layoutOf(bits int) (layout, bool) {
 	switch bits {
 	case 192:
-		return ecLayout{number: 1, hashCode: ecSHA256, hash: crypto.SHA256, size: 24, key: 36, sig: 101, end: 165}, true
+		return layout{algorithm: sigblock.P192, number: 1, hashCode: ecSHA256, hash: crypto.SHA256, size: 24, key: 36, sig: 101, end: 165}, true
 	case 256:
-		return ecLayout{number: 2, hashCode: ecSHA256, hash: crypto.SHA256, size: 32, key: 36, sig: 101, end: 165}, true
+		return layout{algorithm: sigblock.P256, number: 2, hashCode: ecSHA256, hash: crypto.SHA256, size: 32, key: 36, sig: 101, end: 165}, true
 	case 384:
-		return ecLayout{number: 3, hashCode: ecSHA384, hash: crypto.SHA384, size: 48, key: 52, sig: 149, end: 245}, true
+		return layout{algorithm: sigblock.P384, number: 3, hashCode: ecSHA384, hash: crypto.SHA384, size: 48, key: 52, sig: 149, end: 245}, true
 	}
-	return ecLayout{}, false
+	return layout{}, false
 }
 
 // P192 returns the curve P-192 (secp192r1, FIPS 186-4 D.1.2.1) for keys of
@@ -78,17 +107,17 @@ func curveOf(bits int) elliptic.Curve {
 	return elliptic.P384()
 }
 
-type ecKey struct {
-	ecLayout
+type key struct {
+	layout
 	pub *ecdsa.PublicKey
 }
 
-func newECDSA(pub *ecdsa.PublicKey) (publicKey, error) {
+func newKey(pub *ecdsa.PublicKey) (sigblock.PublicKey, error) {
 	if pub == nil || pub.Curve == nil || pub.X == nil || pub.Y == nil {
 		return nil, errors.New("the ECDSA key is empty")
 	}
 	params := pub.Curve.Params()
-	layout, ok := layoutOf(params.BitSize)
+	l, ok := layoutOf(params.BitSize)
 	if !ok {
 		return nil, fmt.Errorf("the curve is %s, not P-192, P-256 or P-384", params.Name)
 	}
@@ -99,7 +128,7 @@ func newECDSA(pub *ecdsa.PublicKey) (publicKey, error) {
 	if !onCurve(curve.Params(), pub.X, pub.Y) {
 		return nil, errors.New("the ECDSA key is not a point of its curve")
 	}
-	return ecKey{layout, &ecdsa.PublicKey{Curve: curve, X: pub.X, Y: pub.Y}}, nil
+	return key{l, &ecdsa.PublicKey{Curve: curve, X: pub.X, Y: pub.Y}}, nil
 }
 
 // onCurve reports whether y² = x³ - 3x + b with both in the field. The curves
@@ -116,42 +145,43 @@ func onCurve(c *elliptic.CurveParams, x, y *big.Int) bool {
 	return left.Sub(left, right).Mod(left, c.P).Sign() == 0
 }
 
-func parseECDSA(raw []byte) (publicKey, error) {
+func parse(raw []byte) (sigblock.PublicKey, error) {
 	for _, bits := range []int{192, 256, 384} {
 		l, _ := layoutOf(bits)
 		if raw[ecHashOffset] != l.hashCode || raw[l.key] != l.number {
 			continue
 		}
 		x, y := l.pair(raw[l.key+1:])
-		return newECDSA(&ecdsa.PublicKey{Curve: curveOf(bits), X: x, Y: y})
+		return newKey(&ecdsa.PublicKey{Curve: curveOf(bits), X: x, Y: y})
 	}
 	return nil, errors.New("unknown combination of hash and curve")
 }
 
 // pair reads two numbers, and putPair writes them.
-func (l ecLayout) pair(field []byte) (a, b *big.Int) {
-	a = new(big.Int).SetBytes(bigEndian(field[:l.size]))
-	b = new(big.Int).SetBytes(bigEndian(field[l.size : 2*l.size]))
+func (l layout) pair(field []byte) (a, b *big.Int) {
+	a = new(big.Int).SetBytes(sigblock.BigEndian(field[:l.size]))
+	b = new(big.Int).SetBytes(sigblock.BigEndian(field[l.size : 2*l.size]))
 	return a, b
 }
 
-func (l ecLayout) putPair(field []byte, a, b *big.Int) {
-	putLittleEndian(field[:l.size], a.FillBytes(make([]byte, l.size)))
-	putLittleEndian(field[l.size:2*l.size], b.FillBytes(make([]byte, l.size)))
+func (l layout) putPair(field []byte, a, b *big.Int) {
+	sigblock.PutLittleEndian(field[:l.size], a.FillBytes(make([]byte, l.size)))
+	sigblock.PutLittleEndian(field[l.size:2*l.size], b.FillBytes(make([]byte, l.size)))
 }
 
-func (k ecKey) hash() crypto.Hash    { return k.ecLayout.hash }
-func (k ecKey) span() (from, to int) { return k.key, k.sig }
+func (k key) Algorithm() sigblock.Algorithm { return k.algorithm }
+func (k key) Hash() crypto.Hash             { return k.layout.hash }
+func (k key) Span() (from, to int)          { return k.key, k.sig }
 
-func (k ecKey) put(raw []byte) {
-	raw[1] = versionECDSA
+func (k key) Put(raw []byte) {
+	raw[1] = sigblock.VersionECDSA
 	raw[ecHashOffset] = k.hashCode
 	raw[k.key] = k.number
 	k.putPair(raw[k.key+1:k.sig], k.pub.X, k.pub.Y)
 }
 
-func (k ecKey) sign(raw []byte, sign signFunc, digest []byte) error {
-	der, err := sign(digest, k.hash())
+func (k key) Sign(raw []byte, sign sigblock.SignFunc, digest []byte) error {
+	der, err := sign(digest, k.Hash())
 	if err != nil {
 		return err
 	}
@@ -169,7 +199,7 @@ func (k ecKey) sign(raw []byte, sign signFunc, digest []byte) error {
 	return nil
 }
 
-func (k ecKey) verify(raw, digest []byte) bool {
+func (k key) Verify(raw, digest []byte) bool {
 	r, s := k.pair(raw[k.sig:k.end])
 	return ecdsa.Verify(k.pub, digest, r, s)
 }

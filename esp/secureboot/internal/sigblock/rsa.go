@@ -1,4 +1,4 @@
-package secureboot
+package sigblock
 
 import (
 	"crypto"
@@ -28,9 +28,26 @@ func pssOptions() *rsa.PSSOptions {
 	return &rsa.PSSOptions{SaltLength: 32, Hash: crypto.SHA256}
 }
 
+// RSA is RSA-3072-PSS with SHA-256.
+type RSA struct{}
+
+func (RSA) String() string                      { return "RSA" }
+func (RSA) Version() byte                       { return VersionRSA }
+func (RSA) Parse(raw []byte) (PublicKey, error) { return parseRSA(raw) }
+
+// Take takes an *rsa.PublicKey.
+func (RSA) Take(public crypto.PublicKey) (PublicKey, bool, error) {
+	pub, ours := public.(*rsa.PublicKey)
+	if !ours {
+		return nil, false, nil
+	}
+	key, err := newRSA(pub)
+	return key, true, err
+}
+
 type rsaKey struct{ pub *rsa.PublicKey }
 
-func newRSA(pub *rsa.PublicKey) (publicKey, error) {
+func newRSA(pub *rsa.PublicKey) (PublicKey, error) {
 	if pub == nil || pub.N == nil || pub.N.BitLen() != rsaBits || pub.N.Bit(0) == 0 {
 		return nil, fmt.Errorf("the RSA modulus is not an odd number of %d bits", rsaBits)
 	}
@@ -40,26 +57,27 @@ func newRSA(pub *rsa.PublicKey) (publicKey, error) {
 	return rsaKey{pub}, nil
 }
 
-func parseRSA(raw []byte) (publicKey, error) {
+func parseRSA(raw []byte) (PublicKey, error) {
 	e := binary.LittleEndian.Uint32(raw[rsaExponent:])
 	if e > math.MaxInt32 { // would be negative where int has 32 bits
 		return nil, fmt.Errorf("the RSA exponent %d is not an odd number from 3 to 2^31-1", e)
 	}
-	n := new(big.Int).SetBytes(bigEndian(raw[rsaModulus:rsaExponent]))
+	n := new(big.Int).SetBytes(BigEndian(raw[rsaModulus:rsaExponent]))
 	return newRSA(&rsa.PublicKey{N: n, E: int(e)})
 }
 
-func (k rsaKey) hash() crypto.Hash    { return crypto.SHA256 }
-func (k rsaKey) span() (from, to int) { return rsaModulus, rsaSignature }
+func (k rsaKey) Algorithm() Algorithm { return RSA3072 }
+func (k rsaKey) Hash() crypto.Hash    { return crypto.SHA256 }
+func (k rsaKey) Span() (from, to int) { return rsaModulus, rsaSignature }
 
-func (k rsaKey) put(raw []byte) {
-	raw[1] = versionRSA
+func (k rsaKey) Put(raw []byte) {
+	raw[1] = VersionRSA
 	n := k.pub.N
 	r2 := new(big.Int).Lsh(big.NewInt(1), 2*rsaBits)
 	r2.Mod(r2, n)
-	putLittleEndian(raw[rsaModulus:rsaExponent], n.FillBytes(make([]byte, rsaSize)))
+	PutLittleEndian(raw[rsaModulus:rsaExponent], n.FillBytes(make([]byte, rsaSize)))
 	binary.LittleEndian.PutUint32(raw[rsaExponent:], uint32(k.pub.E))
-	putLittleEndian(raw[rsaR2:rsaMPrime], r2.FillBytes(make([]byte, rsaSize)))
+	PutLittleEndian(raw[rsaR2:rsaMPrime], r2.FillBytes(make([]byte, rsaSize)))
 	binary.LittleEndian.PutUint32(raw[rsaMPrime:], mPrime(binary.LittleEndian.Uint32(raw[rsaModulus:])))
 }
 
@@ -74,7 +92,7 @@ func mPrime(n uint32) uint32 {
 	return -inverse
 }
 
-func (k rsaKey) sign(raw []byte, sign signFunc, digest []byte) error {
+func (k rsaKey) Sign(raw []byte, sign SignFunc, digest []byte) error {
 	sig, err := sign(digest, pssOptions())
 	if err != nil {
 		return err
@@ -82,11 +100,11 @@ func (k rsaKey) sign(raw []byte, sign signFunc, digest []byte) error {
 	if len(sig) != rsaSize {
 		return fmt.Errorf("the signer's signature has %d bytes, want %d", len(sig), rsaSize)
 	}
-	putLittleEndian(raw[rsaSignature:crcOffset], sig)
+	PutLittleEndian(raw[rsaSignature:CRCOffset], sig)
 	return nil
 }
 
-func (k rsaKey) verify(raw, digest []byte) bool {
-	sig := bigEndian(raw[rsaSignature:crcOffset])
+func (k rsaKey) Verify(raw, digest []byte) bool {
+	sig := BigEndian(raw[rsaSignature:CRCOffset])
 	return rsa.VerifyPSS(k.pub, crypto.SHA256, digest, sig, pssOptions()) == nil
 }
