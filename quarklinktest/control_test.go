@@ -74,6 +74,7 @@ func TestSummaries(t *testing.T) {
 	assert.Equal(t, map[string]int{"1": 1, "": 1}, b.Running)
 	assert.Equal(t, map[string]int{"installed": 1, "confirmed": 1}, b.Outcomes)
 	assert.InDelta(t, 1, b.Share, 0)
+	assert.Zero(t, b.Current)
 	assert.Equal(t, 3, b.Calls[quarklinktest.CallOutcome])
 	never, ok := s.Device(other.id)
 	require.True(t, ok)

@@ -107,6 +107,21 @@ func (s *Server) Events(ctx context.Context, after uint64) iter.Seq[Event] {
 	}
 }
 
+// PastEvents returns the events about one device, the oldest first, of those that
+// are remembered.
+func (s *Server) PastEvents(id quarklink.DeviceID) []Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var about []Event
+	oldest := s.events.last - uint64(len(s.events.ring)) + 1
+	for seq := oldest; seq <= s.events.last; seq++ {
+		if e := s.events.ring[(seq-1)%keptEvents]; e.DeviceID == id {
+			about = append(about, e)
+		}
+	}
+	return about
+}
+
 // Wait returns when until reports true, which it asks now and whenever something
 // has happened. until may call the Server's methods:
 //

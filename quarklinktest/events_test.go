@@ -42,6 +42,10 @@ func TestEventsOfALife(t *testing.T) {
 			break
 		}
 	}
+	about := s.PastEvents(d.id)
+	require.Len(t, about, len(told)-2, "all but those of the batch alone")
+	assert.Equal(t, quarklinktest.EventDevice, about[0].Kind)
+	assert.Empty(t, s.PastEvents("nobody"))
 	assert.Equal(t, []string{
 		"batch ", "device not_enrolled", "request temporary 200",
 		"certificate ", "device enrolled", "request enrol 200",

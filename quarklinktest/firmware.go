@@ -227,19 +227,19 @@ func (a appended) ReadAt(p []byte, off int64) (n int, err error) {
 // due returns what the device should run and does not; nil if there is nothing.
 func (d *device) due(r running) *published {
 	p := d.batch.published
-	switch {
-	case p == nil || !p.includes(d.id):
+	if p == nil || !p.includes(d.id) || p.runsOn(r) {
 		return nil
-	case r.sha256 != "":
-		if r.sha256 == hex.EncodeToString(p.manifest.SHA256[:]) {
-			return nil
-		}
-	case r.version != "":
-		if r.version == p.manifest.Version {
-			return nil
-		}
 	}
 	return p
+}
+
+// runsOn reports whether a device that says so runs the firmware: its SHA-256
+// counts, and its version only if it does not say that.
+func (p *published) runsOn(r running) bool {
+	if r.sha256 != "" {
+		return r.sha256 == hex.EncodeToString(p.manifest.SHA256[:])
+	}
+	return r.version != "" && r.version == p.manifest.Version
 }
 
 // hear notes what the device that asks says that it runs.

@@ -32,6 +32,7 @@ type BatchSummary struct {
 	PollAfter time.Duration
 	Firmware  *quarklink.Manifest // published; nil: none
 	Share     float64             // of the devices that get it, above 0 and at most 1; 0 without Firmware
+	Current   int                 // how many devices say that they run it
 	Devices   int
 	States    map[quarklink.State]int // how many devices are in each State
 	Running   map[string]int          // how many say that they run each version; "" for those that do not say
@@ -98,8 +99,12 @@ func (sum *BatchSummary) add(d *device) {
 	for call, n := range d.calls {
 		sum.Calls[call] += n
 	}
-	if sum.Firmware == nil {
+	p := d.batch.published
+	if p == nil {
 		return
+	}
+	if p.runsOn(d.running) {
+		sum.Current++
 	}
 	told := map[string]bool{}
 	for _, o := range d.outcomes {

@@ -112,6 +112,7 @@ type Stats struct {
 	Open             int // connections open now, those in a handshake included
 	Requests         int // all requests, also those that no Call is for
 	Calls            map[Call]int
+	Events           uint64 // all events; the Seq of the latest
 }
 
 // NewServer starts a Server. It fails if it cannot listen, if the Options
@@ -281,6 +282,7 @@ func (s *Server) Stats() Stats {
 	stats := s.stats
 	stats.Open = len(s.conns)
 	stats.Calls = maps.Clone(s.stats.Calls)
+	stats.Events = s.events.last
 	return stats
 }
 
