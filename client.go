@@ -112,6 +112,9 @@ type Client struct {
 	identity *tls.Certificate // self-signed, made at first use
 	session  *session         // the one open connection, if any
 	kept     keptStream       // the identity's
+	// The CSR for a temporary certificate, until the instance has answered it.
+	temporaryCSR []byte
+	doubtful     map[string]bool // records whose last write failed
 
 	mu    sync.Mutex // guards what follows
 	state state
@@ -123,7 +126,7 @@ type state struct {
 	instanceErr  error
 	network      *Network
 	networkErr   error
-	enrolment    *Enrolment // possibly incomplete
+	enrolment    *enrolled // as last read or written here, possibly incomplete
 	enrolmentErr error
 }
 
@@ -144,6 +147,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		keys: cfg.KeyStore, mustExist: cfg.RequireIdentity, store: cfg.Store, transport: cfg.Transport,
 		firmware: cfg.Firmware, minTLS: cfg.MinTLS, log: cfg.Logger,
 		turn: make(chan struct{}, 1), line: make(chan struct{}, 1),
+		doubtful: make(map[string]bool),
 	}
 	if err := cfg.check(); err != nil {
 		return nil, fail(ctx, op, CodeInvalidParameter, err)
@@ -236,6 +240,7 @@ func (c *Client) ForgetEnrolment(ctx context.Context) error {
 			return err
 		}
 		c.setEnrolment(nil)
+		c.temporaryCSR = nil
 		return c.delete(ctx, recordCSR)
 	})
 }

@@ -1379,7 +1379,6 @@ func TestPersistThenAct(t *testing.T) {
 	}
 	want := []string{
 		"csr cacerts=0 enrol=0 connection=0",
-		"enrolment cacerts=1 enrol=0 connection=0",
 		"enrolment cacerts=1 enrol=1 connection=0",
 		"enrolment cacerts=1 enrol=1 connection=1",
 	}
@@ -1410,22 +1409,5 @@ func TestRecordsFitNVS(t *testing.T) {
 	t.Logf("%d bytes", total)
 	if 2*total > 28<<10 {
 		t.Errorf("%d bytes do not fit twice", total)
-	}
-}
-
-// TestNewPolicy: connection details belong to the certificate they came with.
-func TestNewPolicy(t *testing.T) {
-	server, c := newMember(t, quarklinktest.Batch{})
-	ctx := t.Context()
-	if _, err := c.Enrol(ctx); err != nil {
-		t.Fatal(err)
-	}
-	must(t, server.Expire(c.DeviceID()))
-	server.Fault(quarklinktest.CallConnection, quarklinktest.Refuse(404, "", 0))
-	if _, err := c.Enrol(ctx); err == nil {
-		t.Fatal("no error")
-	}
-	if e, err := c.Enrolment(); !errors.Is(err, quarklink.ErrNoEnrolment) {
-		t.Errorf("a new certificate goes with the old hub: %+v, %v", e, err)
 	}
 }

@@ -7,163 +7,46 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"net/http"
+	"slices"
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/internal/est"
+	"github.com/quarklink-go/quarklink/internal/problem"
 	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/store"
 )
-
-// Enrolment is what the instance gave the device: a certificate over the device
-// key, and where to go with it. Exactly one of Hub and Database is set. What
-// the pointers lead to is shared and must not be changed.
-type Enrolment struct {
-	Certificate *x509.Certificate   // over the device key (DPK)
-	Chain       []*x509.Certificate // between Certificate and its root, the nearest first; often empty
-	CACerts     []*x509.Certificate // the issuing certificates, as fetched
-	Hub         *Hub
-	Database    *Database
-
-	issuers    []*x509.Certificate // cacerts for an enrolment under way; they replace CACerts with its certificate
-	connection *api.Connection     // as it came, to be stored
-}
-
-// Hub is an IoT hub that takes the device certificate: connect with
-// Client.HubTLSConfig.
-type Hub struct {
-	Endpoint string // host name
-	Port     uint16
-	Roots    []*x509.Certificate // what to trust for the hub
-	// ScopeID is set for the Azure Device Provisioning Service.
-	ScopeID string
-	// FirmwareUpdateTopic is where news of an update is published; may be empty.
-	FirmwareUpdateTopic string
-}
-
-// Database is a database that takes a token (Database Direct): POST to
-// https://Endpoint:Port followed by URI, with the token in the header field
-// jwtTokenString. A 401 answer means that the token has expired: enrol again.
-type Database struct {
-	Endpoint   string // host name
-	Port       uint16
-	Roots      []*x509.Certificate // what to trust for the endpoint
-	URI        string
-	Database   string
-	DataSource string
-	Token      Secret // JWT
-}
-
-// complete reports whether an application can work with it.
-func (e *Enrolment) complete() bool {
-	return e != nil && e.Certificate != nil && e.connection != nil
-}
-
-// connect checks connection details and makes them the Enrolment's.
-func (e *Enrolment) connect(conn api.Connection) error {
-	if err := checkHost(conn.Endpoint); err != nil {
-		return fmt.Errorf("connection details: endpoint %.130q: %w", conn.Endpoint, err)
-	}
-	if conn.Port == 0 {
-		return errors.New("connection details without a port")
-	}
-	roots, err := parsePEM([]byte(conn.RootCA))
-	if err != nil {
-		return fmt.Errorf("connection details: root certificate: %w", err)
-	}
-	e.Hub, e.Database = nil, nil
-	switch conn.Type {
-	case api.TypeIoTHub:
-		e.Hub = &Hub{Endpoint: conn.Endpoint, Port: conn.Port, Roots: roots,
-			ScopeID: conn.ScopeID, FirmwareUpdateTopic: conn.FirmwareUpdateTopic}
-	case api.TypeDatabaseDirect:
-		if conn.Token == "" || !strings.HasPrefix(conn.URI, "/") {
-			return fmt.Errorf("connection details: a database with a token of %d bytes and the URI %.130q", len(conn.Token), conn.URI)
-		}
-		e.Database = &Database{Endpoint: conn.Endpoint, Port: conn.Port, Roots: roots,
-			URI: conn.URI, Database: conn.Database, DataSource: conn.DataSource, Token: Secret(conn.Token)}
-	default:
-		return fmt.Errorf("connection details of the unknown type %.40q", conn.Type)
-	}
-	e.connection = &conn
-	return nil
-}
-
-// parsePEM returns the certificates in text, at least one. Text between them is
-// skipped.
-func parsePEM(text []byte) ([]*x509.Certificate, error) {
-	var all []*x509.Certificate
-	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("a PEM block of type %.40q", block.Type)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		all, text = append(all, cert), rest
-	}
-	if len(all) == 0 || len(all) > maxRoots {
-		return nil, fmt.Errorf("%d PEM certificates, need 1 to %d", len(all), maxRoots)
-	}
-	return all, nil
-}
-
-// Enrolment returns what the last Enrol stored. It uses no network. Without a
-// complete one the error is ErrNoEnrolment if the instance is known and
-// ErrNothingStored if that is not either. A damaged record is ErrStorage.
-func (c *Client) Enrolment() (*Enrolment, error) {
-	e, err := c.enrolled()
-	if err != nil {
-		return nil, newError("enrolment", CodeGeneral, err)
-	}
-	return e, nil
-}
-
-func (c *Client) enrolled() (*Enrolment, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := &c.state
-	switch {
-	case s.enrolmentErr != nil:
-		return nil, s.enrolmentErr
-	case s.enrolment.complete():
-		e := *s.enrolment
-		return &e, nil
-	case s.instance == nil && s.instanceErr == nil:
-		return nil, withCode(CodeNothingStored, errors.New("provision the device, then enrol"))
-	}
-	return nil, withCode(CodeNoEnrolment, errors.New("enrol first"))
-}
-
-func (c *Client) setEnrolment(e *Enrolment) {
-	c.mu.Lock()
-	c.state.enrolment, c.state.enrolmentErr = e, nil
-	c.mu.Unlock()
-}
 
 // Enrol has the device key certified and learns where to connect with it. It
 // makes the device key if it is absent and the KeyStore is a
-// keystore.Generator.
+// keystore.Generator, and replaces one that is damaged if the KeyStore is a
+// keystore.Rotator.
 //
 // The steps: with the identity certificate it asks for a temporary certificate;
 // with that it fetches the issuing certificates, has the device key certified,
-// and fetches the connection details. Each result is stored before the next
-// step. After a power cut at any instant the next Enrol carries on with the
-// same CSR, for which the instance returns the same certificate; so does an
-// Enrol that was not called for.
+// and fetches the connection details. The certificate is stored before the
+// details are fetched, with what verified it. After a power cut at any instant
+// the next Enrol carries on with the same CSR, for which the instance returns
+// the same certificate; so does an Enrol that was not called for, which writes
+// nothing. A CSR that the instance refuses (bad-csr) is dropped, so that the
+// next Enrol makes another.
+//
+// What was enrolled before serves until the new certificate and its connection
+// details are stored. If the details do not come it serves on, unless its
+// certificate has expired or its key is gone: then the new certificate serves
+// with the old details. Until they come Status.HasEnrolment is false.
 //
 // Among the errors: ErrDeviceDoesNotExist and ErrDeviceRevoked as the instance
 // says, ErrCACerts for issuing certificates or a device certificate that does
-// not chain to them, ErrCommunication, ErrStorage, ErrNotInitialised. Whatever
-// was enrolled before stays until the new certificate is stored.
+// not chain to them, ErrClock, ErrCommunication, ErrStorage, ErrNotInitialised. While the
+// instance has not decided yet (HTTP 202) the error is ErrValueNotAvailable: an
+// Enrol after the time of RetryAfter sends the same request, also after a
+// restart. A device certificate that is a CA, names another subject than the
+// DeviceID or is not for client authentication is refused.
 func (c *Client) Enrol(ctx context.Context) (*Enrolment, error) {
 	var done *Enrolment
 	err := c.run(ctx, "enrol", func(ctx context.Context) error {
@@ -178,7 +61,7 @@ func (c *Client) Enrol(ctx context.Context) (*Enrolment, error) {
 }
 
 func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
-	dsk, err := c.key(ctx, keystore.Device)
+	dsk, err := c.deviceKey(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -197,27 +80,56 @@ func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
 	// The temporary certificate is in memory only, and so is its connection.
 	defer c.closeSession()
 
-	e, err := c.issuers(ctx, s)
+	issuers, err := c.issuers(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.certify(ctx, s, e, csr); err != nil {
+	certificate, err := c.certify(ctx, s, csr, issuers)
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.before(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e.accept(certificate, e.certifies(dsk) && !c.expired(e.Certificate))
+	if err := c.putEnrolment(ctx, e); err != nil {
 		return nil, err
 	}
 	if err := c.whereTo(ctx, s, e); err != nil {
 		return nil, err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "enrolled", slog.Time("until", e.Certificate.NotAfter))
-	result := *e
-	return &result, nil
+	return &e.Enrolment, nil
+}
+
+// deviceKey opens the device key, or makes it. A damaged one is replaced: it is
+// not the device's identity, and another is certified as well. A key store that
+// does not answer now, or whose secret is wrong, is no damage.
+func (c *Client) deviceKey(ctx context.Context) (crypto.Signer, error) {
+	dsk, err := c.key(ctx, keystore.Device)
+	if !errors.Is(err, store.ErrDamaged) {
+		return dsk, err
+	}
+	rotator, ok := c.keys.(keystore.Rotator)
+	if !ok {
+		return nil, fmt.Errorf("%w; the key store cannot replace it", err)
+	}
+	c.log.LogAttrs(ctx, slog.LevelWarn, "device key is damaged and is replaced by a new one", slog.Any("error", err))
+	dsk, err = rotator.Stage(ctx, keystore.Device)
+	if err == nil {
+		err = rotator.Commit(ctx, keystore.Device)
+	}
+	return checkKey("replace key", keystore.Device, dsk, err)
 }
 
 // deviceCSR returns the stored CSR if it is over the device key, so that an
 // instance that has answered it before can answer the same again; otherwise it
 // makes and stores one.
 func (c *Client) deviceCSR(ctx context.Context, dsk crypto.Signer) ([]byte, error) {
-	stored, err := readRecord(ctx, c.store, recordCSR, func(der []byte) (*x509.CertificateRequest, error) {
-		return x509.ParseCertificateRequest(der)
+	stored, err := readRecord(ctx, c.store, recordCSR, func(der []byte) (*[]byte, error) {
+		_, err := x509.ParseCertificateRequest(der)
+		return &der, err
 	})
 	var damaged *damagedRecord
 	switch {
@@ -225,14 +137,21 @@ func (c *Client) deviceCSR(ctx context.Context, dsk crypto.Signer) ([]byte, erro
 		c.log.LogAttrs(ctx, slog.LevelWarn, "stored CSR is damaged", slog.Any("error", err))
 	case err != nil:
 		return nil, err
-	case stored != nil && stored.Subject.CommonName == string(c.id) && samePublicKey(stored.PublicKey, dsk.Public()):
-		return stored.Raw, nil
+	case stored != nil && c.requests(*stored, dsk):
+		return *stored, nil
 	}
 	der, err := c.newCSR(dsk)
 	if err != nil {
 		return nil, fmt.Errorf("make the CSR: %w", err)
 	}
 	return der, c.put(ctx, recordCSR, der)
+}
+
+// requests reports whether a CSR asks for a certificate of this device over that
+// key.
+func (c *Client) requests(csr []byte, key crypto.Signer) bool {
+	r, err := x509.ParseCertificateRequest(csr)
+	return err == nil && r.Subject.CommonName == string(c.id) && samePublicKey(r.PublicKey, key.Public())
 }
 
 func (c *Client) newCSR(signer crypto.Signer) ([]byte, error) {
@@ -251,7 +170,7 @@ func samePublicKey(a, b crypto.PublicKey) bool {
 // key. Its issuer is none of the issuing certificates, so there is no chain to
 // check: the pinned connection vouches for it.
 func (c *Client) temporaryCertificate(ctx context.Context) (*tls.Certificate, error) {
-	csr, err := c.newCSR(c.esk)
+	csr, err := c.temporaryRequest(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("make the CSR for the temporary certificate: %w", err)
 	}
@@ -262,8 +181,17 @@ func (c *Client) temporaryCertificate(ctx context.Context) (*tls.Certificate, er
 	var cert *x509.Certificate
 	err = c.ask(ctx, "temporary certificate", func(ctx context.Context) (err error) {
 		cert, err = s.est.Enrol(ctx, "temporary", csr)
+		if isUndecided(err) {
+			c.setWaiting(ctx, csr)
+		}
 		return err
 	})
+	if err == nil || isBadCSR(err) {
+		c.temporaryCSR = nil
+	}
+	if isBadCSR(err) {
+		c.setWaiting(ctx, nil)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -273,52 +201,139 @@ func (c *Client) temporaryCertificate(ctx context.Context) (*tls.Certificate, er
 	return c.watch(tlsCertificate(c.esk, cert.Raw)), nil
 }
 
-// issuers fetches and stores the issuing certificates beside whatever is
-// enrolled already.
-func (c *Client) issuers(ctx context.Context, s *session) (*Enrolment, error) {
+// temporaryRequest returns the CSR for a temporary certificate that the instance
+// has not answered for good, or makes one.
+func (c *Client) temporaryRequest(ctx context.Context) ([]byte, error) {
+	if c.temporaryCSR != nil {
+		return c.temporaryCSR, nil
+	}
+	if e, err := c.stored(ctx); err == nil && e != nil && c.requests(e.waiting, c.esk) {
+		c.temporaryCSR = e.waiting
+		return e.waiting, nil
+	}
+	csr, err := c.newCSR(c.esk)
+	if err != nil {
+		return nil, err
+	}
+	c.temporaryCSR = csr
+	return csr, nil
+}
+
+// setWaiting notes the CSR for a temporary certificate that the instance has yet
+// to decide on, so that the same is sent after a restart; nil: none. If that
+// cannot be stored, it is remembered until the restart all the same.
+func (c *Client) setWaiting(ctx context.Context, csr []byte) {
+	e, err := c.stored(ctx)
+	if err != nil || e == nil && csr == nil {
+		return
+	}
+	if e == nil {
+		e = new(enrolled)
+	}
+	e.waiting = csr
+	if err := c.putEnrolment(ctx, e); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "request for a temporary certificate is not stored", slog.Any("error", err))
+	}
+}
+
+// isUndecided: the instance will answer the same request later.
+func isUndecided(err error) bool {
+	var answer *problem.Error
+	return errors.As(err, &answer) && answer.Status == http.StatusAccepted
+}
+
+// isBadCSR: the instance will never take this request.
+func isBadCSR(err error) bool {
+	var answer *problem.Error
+	return errors.As(err, &answer) && answer.Type == problem.BadCSR
+}
+
+// issuers fetches the issuing certificates. They stay in memory: what verifies
+// the device certificate is stored with it, and after a cut they are fetched
+// again.
+func (c *Client) issuers(ctx context.Context, s *session) ([]*x509.Certificate, error) {
 	var cacerts []*x509.Certificate
 	err := c.ask(ctx, "issuing certificates", func(ctx context.Context) (err error) {
 		cacerts, err = s.est.CACerts(ctx)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	e := new(Enrolment)
-	c.mu.Lock()
-	if c.state.enrolment != nil {
-		*e = *c.state.enrolment
-	}
-	c.mu.Unlock()
-	e.issuers = cacerts
-	return e, c.putEnrolment(ctx, e)
+	return cacerts, err
 }
 
-// certify has the CSR certified, and stores the certificate once it is known
-// to chain to the issuing certificates.
-func (c *Client) certify(ctx context.Context, s *session, e *Enrolment, csr []byte) error {
+// certify has the CSR certified, and returns a certificate that is known to
+// chain to the issuing certificates.
+func (c *Client) certify(ctx context.Context, s *session, csr []byte, issuers []*x509.Certificate) (certified, error) {
 	var cert *x509.Certificate
 	err := c.ask(ctx, "device certificate", func(ctx context.Context) (err error) {
 		cert, err = s.est.Enrol(ctx, "", csr)
 		return err
 	})
+	if isBadCSR(err) { // it would be sent for ever
+		c.log.LogAttrs(ctx, slog.LevelWarn, "CSR is refused; the next Enrol makes another", slog.Any("error", err))
+		if err := c.delete(ctx, recordCSR); err != nil {
+			c.log.LogAttrs(ctx, slog.LevelWarn, "refused CSR stays stored", slog.Any("error", err))
+		}
+	}
 	if err != nil {
-		return err
+		return certified{}, err
 	}
-	chain, err := est.Chain(cert, e.issuers, c.now())
+	path, err := est.Chain(cert, issuers, c.now())
 	if err != nil {
-		return fmt.Errorf("device certificate: %w", err)
+		return certified{}, fmt.Errorf("device certificate: %w", err)
 	}
-	if !cert.Equal(e.Certificate) {
-		// Connection details belong to the certificate they came with.
-		e.Hub, e.Database, e.connection = nil, nil, nil
+	if err := checkProfile(cert, c.id); err != nil {
+		return certified{}, fmt.Errorf("device certificate: %w", err)
 	}
-	e.Certificate, e.Chain, e.CACerts, e.issuers = cert, chain, e.issuers, nil
-	return c.putEnrolment(ctx, e)
+	verifiers := slices.Clone(path.Chain)
+	if path.Root != nil {
+		verifiers = append(verifiers, path.Root)
+	}
+	return certified{cert, path.Chain, verifiers}, nil
 }
 
+var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3} // RFC 5280 appendix A.1
+
+// checkProfile refuses a device certificate that no QuarkLink instance issues.
+func checkProfile(cert *x509.Certificate, id DeviceID) error {
+	var names []any
+	for _, attribute := range cert.Subject.Names {
+		if attribute.Type.Equal(oidCommonName) {
+			names = append(names, attribute.Value)
+		}
+	}
+	switch {
+	case cert.IsCA:
+		return errors.New("it is that of a CA, and a device is none")
+	case len(names) != 1 || names[0] != string(id):
+		return fmt.Errorf("its subject is %.200q, and not CN=%s, the DeviceID", cert.Subject.String(), id)
+	case !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth):
+		return errors.New("clientAuth is missing in its extended key usages, so no hub would take it")
+	}
+	return nil
+}
+
+// before returns what is enrolled with the instance in use, to be carried on; it
+// is empty if there is nothing, or nothing that can be used.
+func (c *Client) before(ctx context.Context) (*enrolled, error) {
+	i, err := c.useInstance()
+	if err != nil {
+		return nil, err
+	}
+	e, err := c.stored(ctx)
+	if err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "stored enrolment is damaged and is replaced", slog.Any("error", err))
+	}
+	if e == nil || !e.belongsTo(i) {
+		e = new(enrolled)
+	}
+	e.instance, e.waiting = boundTo(i), nil
+	return e, nil
+}
+
+func (c *Client) expired(cert *x509.Certificate) bool { return c.now().After(cert.NotAfter) }
+
 // whereTo fetches and stores the connection details.
-func (c *Client) whereTo(ctx context.Context, s *session, e *Enrolment) error {
+func (c *Client) whereTo(ctx context.Context, s *session, e *enrolled) error {
 	var conn api.Connection
 	err := c.ask(ctx, "connection details", func(ctx context.Context) (err error) {
 		conn, err = s.api.Connection(ctx)
@@ -327,21 +342,8 @@ func (c *Client) whereTo(ctx context.Context, s *session, e *Enrolment) error {
 	if err != nil {
 		return err
 	}
-	if err := e.connect(conn); err != nil {
+	if err := e.arrive(&conn); err != nil {
 		return err
 	}
 	return c.putEnrolment(ctx, e)
-}
-
-func (c *Client) putEnrolment(ctx context.Context, e *Enrolment) error {
-	if err := c.put(ctx, recordEnrolment, encodeEnrolment(e)); err != nil {
-		return err
-	}
-	stored := *e
-	c.setEnrolment(&stored)
-	return nil
-}
-
-func (e *Enrolment) certifies(key crypto.Signer) bool {
-	return key != nil && samePublicKey(e.Certificate.PublicKey, key.Public())
 }

@@ -48,7 +48,7 @@ func (c *Client) HubTLSConfig(ctx context.Context) (*tls.Config, error) {
 		MinVersion: tls.VersionTLS12,
 		Time:       c.now,
 		VerifyConnection: func(tls.ConnectionState) error {
-			_, err := c.enrolledAt(hub)
+			_, err := c.enrolledAt(c.life, hub)
 			return hubError(context.Background(), err)
 		},
 		// See transport.TLS: Certificates would silently send none to a hub
@@ -117,7 +117,7 @@ func (c *Client) hubCredentials(ctx context.Context, made *Hub) (*Hub, *tls.Cert
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
-	e, err := c.enrolledAt(made)
+	e, err := c.enrolledAt(ctx, made)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -137,8 +137,8 @@ func (c *Client) hubCredentials(ctx context.Context, made *Hub) (*Hub, *tls.Cert
 
 // enrolledAt returns the present enrolment if it leads to a hub, to made unless
 // that is nil.
-func (c *Client) enrolledAt(made *Hub) (*Enrolment, error) {
-	e, err := c.enrolled()
+func (c *Client) enrolledAt(ctx context.Context, made *Hub) (*Enrolment, error) {
+	e, err := c.current(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +149,7 @@ func (c *Client) enrolledAt(made *Hub) (*Enrolment, error) {
 		return nil, fmt.Errorf("the name or the roots of the hub have changed, %s to %s: call HubTLSConfig again",
 			made.Endpoint, e.Hub.Endpoint)
 	}
-	return e, nil
+	return &e.Enrolment, nil
 }
 
 // hubError makes the Error of what concerns the hub.

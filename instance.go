@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/quarklink-go/quarklink/transport/uart"
 )
@@ -97,22 +96,6 @@ func (i Instance) roots() []*x509.Certificate {
 	return append([]*x509.Certificate{i.Root}, i.Roots...)
 }
 
-// sameAs reports whether i and j are one instance: the same endpoint, and a root
-// in common. So an instance stays the same when it moves to another port, and
-// when it changes its roots one after the other.
-func (i Instance) sameAs(j Instance) bool {
-	if !strings.EqualFold(i.Endpoint, j.Endpoint) {
-		return false
-	}
-	ours, theirs := i.roots(), j.roots()
-	if len(ours) == 0 && len(theirs) == 0 {
-		return true // the transport brings the trust
-	}
-	return slices.ContainsFunc(ours, func(root *x509.Certificate) bool {
-		return slices.ContainsFunc(theirs, root.Equal)
-	})
-}
-
 // checkHost accepts a host name or an IP address.
 func checkHost(host string) error {
 	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() && addr.Zone() == "" {
@@ -177,6 +160,9 @@ func (c *Client) setInstance(ctx context.Context, i Instance) error {
 	if err := i.check(true); err != nil {
 		return withCode(CodeInvalidParameter, err)
 	}
+	if err := c.bind(ctx, false); err != nil {
+		return err
+	}
 	if err := c.put(ctx, recordInstance, encodeInstance(i)); err != nil {
 		return err
 	}
@@ -191,6 +177,9 @@ func (c *Client) setInstance(ctx context.Context, i Instance) error {
 // came from Config. It keeps the keys, the network and the enrolment.
 func (c *Client) ForgetInstance(ctx context.Context) error {
 	return c.run(ctx, "forget instance", func(ctx context.Context) error {
+		if err := c.bind(ctx, false); err != nil {
+			return err
+		}
 		if err := c.delete(ctx, recordInstance); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package quarklink
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/store"
@@ -38,11 +40,27 @@ type networkRecord struct {
 }
 
 type enrolmentRecord struct {
-	Certificate []byte          `json:"certificate,omitempty"` // DER, as are the lists
-	Chain       [][]byte        `json:"chain,omitempty"`
-	CACerts     [][]byte        `json:"cacerts,omitempty"`
-	Issuers     [][]byte        `json:"issuers,omitempty"` // fetched for an enrolment that is under way
-	Connection  *api.Connection `json:"connection,omitempty"`
+	Certificate  []byte          `json:"certificate,omitempty"` // DER, as are the lists
+	Chain        [][]byte        `json:"chain,omitempty"`
+	CACerts      [][]byte        `json:"cacerts,omitempty"` // those that are not in chain
+	Connection   *api.Connection `json:"connection,omitempty"`
+	NoConnection bool            `json:"noConnection,omitempty"` // there will be none
+	Stale        bool            `json:"stale,omitempty"`        // connection is older than certificate
+	Next         *nextRecord     `json:"next,omitempty"`         // awaits its connection
+	Instance     *boundRecord    `json:"instance,omitempty"`
+	Waiting      []byte          `json:"waiting,omitempty"` // DER of a CSR
+}
+
+type nextRecord struct {
+	Certificate []byte   `json:"certificate"`
+	Same        bool     `json:"same,omitempty"` // chain and cacerts are those of the certificate in force
+	Chain       [][]byte `json:"chain,omitempty"`
+	CACerts     [][]byte `json:"cacerts,omitempty"`
+}
+
+type boundRecord struct {
+	Endpoint string   `json:"endpoint"`
+	Roots    [][]byte `json:"roots,omitempty"` // SHA-256 of each SubjectPublicKeyInfo
 }
 
 // load reads the records. An absent one leaves its part of the state empty, a
@@ -108,17 +126,27 @@ func readRecord[T any](ctx context.Context, st store.Store, name string, decode 
 	return value, nil
 }
 
-// maxRecord bounds what an instance can make a device keep, in bytes: many times
-// what it needs.
-const maxRecord = 32 << 10
+// maxRecord bounds what an instance can make a device keep, in bytes: what a
+// Store takes, less the record's header.
+const maxRecord = store.MaxSize - 1<<10
 
+// put writes a record, unless it is stored already.
 func (c *Client) put(ctx context.Context, name string, payload []byte) error {
 	if len(payload) > maxRecord {
 		return withCode(CodeStorage, fmt.Errorf("record %q of %d bytes, more than %d", name, len(payload), maxRecord))
 	}
-	if err := c.store.Put(ctx, name, store.EncodeRecord(name, recordVersion, payload)); err != nil {
+	record := store.EncodeRecord(name, recordVersion, payload)
+	// After a write that failed the medium may not have what Get returns.
+	if !c.doubtful[name] {
+		if old, err := c.store.Get(ctx, name); err == nil && bytes.Equal(old, record) {
+			return nil
+		}
+	}
+	if err := c.store.Put(ctx, name, record); err != nil {
+		c.doubtful[name] = true
 		return withCode(CodeStorage, fmt.Errorf("write record %q: %w", name, err))
 	}
+	delete(c.doubtful, name)
 	return nil
 }
 
@@ -178,41 +206,82 @@ func decodeNetwork(data []byte) (*Network, error) {
 	return &Network{SSID: string(r.SSID), Password: Secret(r.Password)}, nil
 }
 
-func encodeEnrolment(e *Enrolment) []byte {
-	r := enrolmentRecord{Chain: ders(e.Chain), CACerts: ders(e.CACerts), Issuers: ders(e.issuers), Connection: e.connection}
+func encodeEnrolment(e *enrolled) []byte {
+	r := enrolmentRecord{Connection: e.connection, NoConnection: e.noConnection, Stale: e.stale, Waiting: e.waiting}
 	if e.Certificate != nil {
 		r.Certificate = e.Certificate.Raw
+		r.Chain, r.CACerts = ders(e.Chain), ders(without(e.CACerts, e.Chain))
+	}
+	if n := e.next; n != nil {
+		r.Next = &nextRecord{Certificate: n.certificate.Raw, Same: sameCertificates(n.chain, e.Chain) && sameCertificates(n.cacerts, e.CACerts)}
+		if !r.Next.Same {
+			r.Next.Chain, r.Next.CACerts = ders(n.chain), ders(without(n.cacerts, n.chain))
+		}
+	}
+	if i := e.instance; i != nil {
+		r.Instance = &boundRecord{i.endpoint, i.roots}
 	}
 	return encode(r)
 }
 
-func decodeEnrolment(data []byte) (*Enrolment, error) {
+func decodeEnrolment(data []byte) (*enrolled, error) {
 	var r enrolmentRecord
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, errors.New("not an enrolment record") // it may hold a token
 	}
-	e := new(Enrolment)
-	var err error
+	e := &enrolled{connection: r.Connection, noConnection: r.NoConnection, stale: r.Stale, waiting: r.Waiting}
 	if r.Certificate != nil {
-		if e.Certificate, err = x509.ParseCertificate(r.Certificate); err != nil {
-			return nil, fmt.Errorf("device certificate: %w", err)
+		c, err := decodeCertified(r.Certificate, r.Chain, r.CACerts)
+		if err != nil {
+			return nil, err
 		}
+		e.certify(c)
 	}
-	if e.Chain, err = certificates(r.Chain); err != nil {
-		return nil, fmt.Errorf("chain: %w", err)
-	}
-	if e.CACerts, err = certificates(r.CACerts); err != nil {
-		return nil, fmt.Errorf("cacerts: %w", err)
-	}
-	if e.issuers, err = certificates(r.Issuers); err != nil {
-		return nil, fmt.Errorf("issuers: %w", err)
+	if n := r.Next; n != nil {
+		next, err := decodeCertified(n.Certificate, n.Chain, n.CACerts)
+		if err != nil {
+			return nil, fmt.Errorf("next: %w", err)
+		}
+		if n.Same {
+			next.chain, next.cacerts = e.Chain, e.CACerts
+		}
+		e.next = &next
 	}
 	if r.Connection != nil {
-		if err := e.connect(*r.Connection); err != nil {
+		if err := e.connect(r.Connection); err != nil {
 			return nil, err
 		}
 	}
+	if i := r.Instance; i != nil {
+		e.instance = &boundInstance{i.Endpoint, i.Roots}
+	}
 	return e, nil
+}
+
+func decodeCertified(leaf []byte, chain, others [][]byte) (c certified, err error) {
+	if c.certificate, err = x509.ParseCertificate(leaf); err != nil {
+		return c, fmt.Errorf("device certificate: %w", err)
+	}
+	if c.chain, err = certificates(chain); err != nil {
+		return c, fmt.Errorf("chain: %w", err)
+	}
+	if c.cacerts, err = certificates(others); err != nil {
+		return c, fmt.Errorf("cacerts: %w", err)
+	}
+	// An earlier library stored the whole list that it fetched.
+	c.cacerts = slices.Concat(c.chain, without(c.cacerts, c.chain))
+	return c, nil
+}
+
+// without returns the certificates that are not among those others.
+func without(certs, others []*x509.Certificate) []*x509.Certificate {
+	return slices.DeleteFunc(slices.Clone(certs), func(cert *x509.Certificate) bool {
+		return slices.ContainsFunc(others, cert.Equal)
+	})
+}
+
+func sameCertificates(a, b []*x509.Certificate) bool {
+	return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
 }
 
 func ders(certs []*x509.Certificate) [][]byte {

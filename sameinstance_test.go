@@ -25,12 +25,16 @@ func TestSameInstance(t *testing.T) {
 		"nothing":                 {Instance{}, false},
 		"another, with its roots": {Instance{Endpoint: "b.example", Root: a, Roots: []*x509.Certificate{b}}, false},
 	} {
-		assert.Equal(t, test.same, here.sameAs(test.other), name)
-		assert.Equal(t, test.same, test.other.sameAs(here), "%s, seen from there", name)
+		assert.Equal(t, test.same, boundTo(here).same(boundTo(test.other)), name)
+		assert.Equal(t, test.same, boundTo(test.other).same(boundTo(here)), "%s, seen from there", name)
 	}
+	again := &x509.Certificate{Raw: []byte("a, issued anew"), RawSubjectPublicKeyInfo: a.RawSubjectPublicKeyInfo}
+	assert.True(t, boundTo(here).same(boundTo(Instance{Endpoint: "a.example", Root: again})))
 	trusted := Instance{Endpoint: "a.example"} // by a transport that brings its trust
-	assert.True(t, trusted.sameAs(trusted))
+	assert.True(t, boundTo(trusted).same(boundTo(trusted)))
 }
 
-// root is a certificate that equals no other, which is all that counts here.
-func root(name string) *x509.Certificate { return &x509.Certificate{Raw: []byte(name)} }
+// root is a certificate over a key of its own, which is all that counts here.
+func root(name string) *x509.Certificate {
+	return &x509.Certificate{Raw: []byte(name), RawSubjectPublicKeyInfo: []byte(name)}
+}

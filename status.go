@@ -10,6 +10,7 @@ import (
 
 	"github.com/quarklink-go/quarklink/internal/api"
 	"github.com/quarklink-go/quarklink/keystore"
+	"github.com/quarklink-go/quarklink/store"
 )
 
 // State is what an instance thinks of a device.
@@ -51,7 +52,10 @@ type Status struct {
 	// the device's own clock does.
 	CertificateExpired bool
 	// HasEnrolment: the device certificate and where to connect with it are
-	// both stored on the device, and so is the certificate's key.
+	// both stored on the device, and so is the certificate's key. It is false
+	// if another instance issued them, if the key is damaged, and while a new
+	// certificate waits for its connection details, although then Enrolment
+	// returns the old one.
 	HasEnrolment bool
 	// Batch is the name of the device's batch, for people.
 	Batch string
@@ -169,9 +173,12 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 		PollAfter:          pollAfter(answer.PollAfter),
 	}
 	c.consider(ctx, &status)
-	if e, err := c.enrolled(); err == nil {
-		status.HasEnrolment = c.hasKeyOf(ctx, e)
-		status.CertificateExpired = status.CertificateExpired || c.now().After(e.Certificate.NotAfter)
+	if err := c.bind(ctx, true); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "stored enrolment does not say to which instance it belongs", slog.Any("error", err))
+	}
+	if e, err := c.current(ctx); err == nil {
+		status.HasEnrolment = e.next == nil && !e.stale && c.hasKeyOf(ctx, &e.Enrolment)
+		status.CertificateExpired = status.CertificateExpired || c.expired(e.Certificate)
 	}
 	return status, nil
 }
@@ -182,6 +189,9 @@ func (c *Client) hasKeyOf(ctx context.Context, e *Enrolment) bool {
 	dsk, err := c.keys.Signer(ctx, keystore.Device)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		return false
+	case errors.Is(err, store.ErrDamaged):
+		c.log.LogAttrs(ctx, slog.LevelWarn, "device key is damaged: enrol to replace it", slog.Any("error", err))
 		return false
 	case err != nil:
 		c.log.LogAttrs(ctx, slog.LevelWarn, "device key not available", slog.Any("error", err))

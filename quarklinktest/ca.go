@@ -214,11 +214,25 @@ func (a *authority) issue(pub crypto.PublicKey, template *x509.Certificate) (*x5
 	if template.NotAfter.After(a.cert.NotAfter) {
 		template.NotAfter = a.cert.NotAfter
 	}
+	return a.sign(pub, template)
+}
+
+func (a *authority) sign(pub crypto.PublicKey, template *x509.Certificate) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, pub, a.key)
 	if err != nil {
 		return nil, err
 	}
 	return x509.ParseCertificate(der)
+}
+
+// issuerOf returns the authority that signed a certificate.
+func (p *pki) issuerOf(cert *x509.Certificate) (*authority, error) {
+	for _, a := range p.authorities() {
+		if cert.CheckSignatureFrom((*a).cert) == nil {
+			return *a, nil
+		}
+	}
+	return nil, fmt.Errorf("no issuer of %q here", cert.Subject)
 }
 
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }

@@ -206,6 +206,38 @@ func TwoCertificates() Fault { return forged(forgeTwo) }
 // an unknown authority issued, and [CallCACerts] with that authority.
 func ForeignIssuer() Fault { return forged(forgeIssuer) }
 
+// Reissue answers an enrolment or [CallCACerts] with certificates that change
+// has changed: the right ones, signed again by the same issuers over the same
+// keys. ExtraExtensions are added, Extensions are not looked at.
+func Reissue(change func(*x509.Certificate)) Fault {
+	return forged(func(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
+		var again []*x509.Certificate
+		for _, cert := range right {
+			issuer, err := s.pki.issuerOf(cert)
+			if err != nil {
+				return nil, err
+			}
+			template := *cert
+			template.RawSubject = nil // CreateCertificate would take it for Subject
+			change(&template)
+			changed, err := issuer.sign(cert.PublicKey, &template)
+			if err != nil {
+				return nil, err
+			}
+			again = append(again, changed)
+		}
+		return again, nil
+	})
+}
+
+// MoreIssuers answers [CallCACerts] with these certificates before the right
+// ones.
+func MoreIssuers(certs ...*x509.Certificate) Fault {
+	return forged(func(_ *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
+		return slices.Concat(certs, right), nil
+	})
+}
+
 func forged(f forgery) Fault {
 	return Fault{apply: func(e *effects) { e.forge = f }}
 }

@@ -34,10 +34,17 @@ func wrongClock(cert *x509.Certificate, now time.Time) error {
 
 func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
+// Path is how a leaf leads to its root.
+type Path struct {
+	// Chain is what to send after the leaf: the intermediates from its issuer
+	// upwards, without the root; none if the root issued it.
+	Chain []*x509.Certificate
+	// Root is the self-signed certificate at the top; nil if there is none.
+	Root *x509.Certificate
+}
+
 // Chain verifies that leaf, which the server has just issued, was issued under
-// cacerts and is valid at the time now, and returns the certificates to send
-// after it: the intermediates from its issuer upwards, without the root; none if
-// the root issued it.
+// cacerts and is valid at the time now, and returns the path by which it was.
 //
 // The self-signed ones among cacerts are the roots; the others link to them, in
 // any order. If none is self-signed, each is a trust anchor, and the one that
@@ -49,7 +56,7 @@ func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 //
 // The error is [transport.ErrClock] if only the time is wrong, and else
 // [ErrChain].
-func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) (Path, error) {
 	at := now
 	if ahead := leaf.NotBefore.Sub(now); ahead > 0 && ahead <= clockSkew {
 		at = leaf.NotBefore
@@ -66,9 +73,9 @@ func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) (
 	chains, err := verify(at)
 	if err != nil {
 		if _, otherwise := verify(whenIssued(leaf, cacerts)); otherwise == nil {
-			return nil, wrongClock(leaf, now)
+			return Path{}, wrongClock(leaf, now)
 		}
-		return nil, fmt.Errorf("%w: its issuer is %.128q, and there are %d: %w", ErrChain, leaf.Issuer.String(), len(cacerts), err)
+		return Path{}, fmt.Errorf("%w: its issuer is %.128q, and there are %d: %w", ErrChain, leaf.Issuer.String(), len(cacerts), err)
 	}
 	var best []*x509.Certificate
 	for _, chain := range chains {
@@ -77,12 +84,12 @@ func Chain(leaf *x509.Certificate, cacerts []*x509.Certificate, now time.Time) (
 		}
 	}
 	if best == nil {
-		return nil, fmt.Errorf("%w: its issuer is not a CA", ErrChain)
+		return Path{}, fmt.Errorf("%w: its issuer is not a CA", ErrChain)
 	}
 	if top := len(best) - 1; selfSigned(best[top]) {
-		best = best[:top]
+		return Path{best[1:top], best[top]}, nil
 	}
-	return best[1:], nil
+	return Path{best[1:], nil}, nil
 }
 
 // whenIssued returns a time at which leaf and the certificates it hangs on are

@@ -89,13 +89,21 @@ func TestChain(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := slices.Clone(tt.cacerts)
-			chain, err := Chain(tt.leaf, tt.cacerts, testNow)
+			path, err := Chain(tt.leaf, tt.cacerts, testNow)
+			chain := path.Chain
 			if text, bad := strings.CutPrefix(tt.want, "!"); bad {
 				if !errors.Is(err, ErrChain) || chain != nil || !strings.Contains(err.Error(), text) {
 					t.Errorf("got %q, %v; want an error that says %q", names(chain), err, text)
 				}
 			} else if got := strings.Join(names(chain), " "); err != nil || got != tt.want {
 				t.Errorf("got %q, %v; want %q", got, err, tt.want)
+			}
+			if root := path.Root; root != nil && !(selfSigned(root) && slices.Contains(tt.cacerts, root)) {
+				t.Errorf("the root is %q", root.Subject)
+			}
+			rootless := strings.HasPrefix(tt.name, "no root") || err != nil
+			if (path.Root == nil) != rootless {
+				t.Errorf("root %v", path.Root)
 			}
 			if !slices.Equal(before, tt.cacerts) {
 				t.Error("the CA certificates were reordered")
@@ -132,8 +140,8 @@ func TestChainForged(t *testing.T) {
 		"leaf":         {forge(leaf), issuing.Certificate},
 		"intermediate": {leaf, forge(issuing.Certificate)},
 	} {
-		if chain, err := Chain(tt.leaf, []*x509.Certificate{root.Certificate, tt.issuing}, testNow); !errors.Is(err, ErrChain) {
-			t.Errorf("%s: got %q, %v", name, names(chain), err)
+		if path, err := Chain(tt.leaf, []*x509.Certificate{root.Certificate, tt.issuing}, testNow); !errors.Is(err, ErrChain) {
+			t.Errorf("%s: got %q, %v", name, names(path.Chain), err)
 		}
 	}
 }
@@ -145,11 +153,11 @@ func TestChainSHA1(t *testing.T) {
 	root := newCA(t, "root", nil, sha1)
 	issuing := newCA(t, "issuing", root, nil)
 	cacerts := []*x509.Certificate{root.Certificate, issuing.Certificate}
-	if chain, err := Chain(newLeaf(t, issuing, nil), cacerts, testNow); err != nil || len(chain) != 1 {
-		t.Errorf("SHA-1 root: got %q, %v", names(chain), err)
+	if path, err := Chain(newLeaf(t, issuing, nil), cacerts, testNow); err != nil || len(path.Chain) != 1 {
+		t.Errorf("SHA-1 root: got %q, %v", names(path.Chain), err)
 	}
-	if chain, err := Chain(newLeaf(t, issuing, sha1), cacerts, testNow); !errors.Is(err, ErrChain) {
-		t.Errorf("SHA-1 leaf: got %q, %v", names(chain), err)
+	if path, err := Chain(newLeaf(t, issuing, sha1), cacerts, testNow); !errors.Is(err, ErrChain) {
+		t.Errorf("SHA-1 leaf: got %q, %v", names(path.Chain), err)
 	}
 }
 

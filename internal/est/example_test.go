@@ -21,7 +21,7 @@ func Example() {
 		return
 	}
 	issuing := cacerts[0] // stands for a certificate that was enrolled
-	chain, err := Chain(issuing, cacerts, client.Now())
-	fmt.Println(issuing.Subject, len(chain), err)
+	path, err := Chain(issuing, cacerts, client.Now())
+	fmt.Println(issuing.Subject, len(path.Chain), err)
 	// Output: CN=Lab Issuing CA,O=Lab 0 <nil>
 }

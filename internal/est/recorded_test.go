@@ -259,7 +259,8 @@ func TestRecordedChains(t *testing.T) {
 		{"none", "gs-enroll-mtls.http", nil, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			chain, err := Chain(recordedLeaf(t, tt.leaf), tt.cacerts, testNow)
+			path, err := Chain(recordedLeaf(t, tt.leaf), tt.cacerts, testNow)
+			chain := path.Chain
 			if tt.want == nil {
 				if !errors.Is(err, ErrChain) {
 					t.Errorf("got %v, %v; want ErrChain", names(chain), err)

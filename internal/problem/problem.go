@@ -41,6 +41,9 @@ const (
 	DeviceRevoked = Prefix + "device-revoked"
 )
 
+// BadCSR is the problem type of a request that will never be taken.
+const BadCSR = Prefix + "bad-csr"
+
 // ErrTooLarge is what [ReadBody] wraps when a body is larger than its limit.
 var ErrTooLarge = errors.New("body too large")
 
