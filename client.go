@@ -79,7 +79,7 @@ func (cfg Config) check() error {
 // context. What a call is given to call back (Progress, a Slot, a Verifier, a
 // Logger, a signer) must not make such a call itself; it may call Close and what
 // needs no turn: DeviceID, Instance, Network, NeedsProvisioning, Enrolment,
-// HubTLSConfig.
+// HubTLSConfig, DialHub.
 //
 // A call ends when its context ends, and so does its connection. A call without a
 // deadline ends too: an instance that stays silent for two minutes in the middle

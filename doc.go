@@ -6,30 +6,61 @@
 //
 // # Quick start
 //
-// A [Client] needs a key store, and a store for its records:
+// What a device's program does at each start, where b is what it knows of its
+// board. A [Client] needs a key store, a store for its records, and what firmware
+// runs. Whether a blank device may make its identity is for the build to say, never
+// for the store: in the field an empty store is a mount that is missing.
 //
-//	records := store.Dir("/var/lib/device")
-//	keys, err := software.New(records, software.Options{Secret: secret})
-//	…
-//	client, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: records})
-//	…
-//	defer client.Close()
+//	keys, err := software.New(b.records, software.Options{Secret: b.secret})
+//	if err != nil {
+//		return err
+//	}
+//	device, err := quarklink.New(ctx, quarklink.Config{
+//		KeyStore:        keys,
+//		Store:           b.records,
+//		RequireIdentity: !b.factory, // in the field an empty store is a missing mount, not a blank device
+//		Firmware:        b.running,  // without it nobody knows that an update has come to run
+//		Logger:          slog.Default(),
+//	})
+//	if err != nil {
+//		return err
+//	}
+//	defer device.Close()
 //
 // A blank device learns its Wi-Fi and its instance from a provisioning tool at
-// the other end of its UART; whatever it knows already is not asked for:
+// the other end of its UART, and tells it its [DeviceID]:
 //
-//	network, err := client.Provision(ctx, port, quarklink.ProvisionOptions{})
+//	var ask quarklink.ProvisionOptions
+//	if b.factory || device.NeedsProvisioning(ask) {
+//		if _, err := device.Provision(ctx, b.uart, ask); err != nil {
+//			return err
+//		}
+//	}
 //
 // Then it asks how it stands, and does what is called for:
 //
-//	status, err := client.Status(ctx)
-//	if status.Firmware != nil {
-//		_, err = client.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: slot, Verifier: verifier})
+//	status, err := device.Status(ctx)
+//	if err != nil {
+//		return err // errors.Is(err, quarklink.ErrDeviceDoesNotExist): not in a batch yet, ask again later
+//	}
+//	if status.NeedsUpdate() {
+//		verifier := secureboot.Verifier{
+//			Chip:    image.ESP32C3,
+//			Schemes: []secureboot.Scheme{secureboot.RSA()},
+//			Trusted: b.trusted,
+//		}
+//		_, err := device.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: b.slot, Verifier: verifier})
+//		if err == nil {
+//			return b.restart()
+//		}
+//		slog.Error("the device keeps what it runs", "error", err)
 //	}
 //	if status.NeedsEnrolment() {
-//		enrolment, err := client.Enrol(ctx)
+//		if _, err := device.Enrol(ctx); err != nil {
+//			return err
+//		}
 //	}
-//	config, err := client.HubTLSConfig(ctx) // for an MQTT library
+//	hub, err := device.HubTLSConfig(ctx) // mutual TLS; or give your library Client.DialHub
 //
 // Package quarklinktest has an instance and a provisioning tool to run all this
 // against in one process.
@@ -47,21 +78,25 @@
 //
 // Firmware is trusted for its signature alone: a [Verifier] judges the image as
 // it was read back from the [Slot], before the slot is activated. What the
-// instance says of an image ([Manifest]) only saves a useless download.
+// instance says of an image ([Manifest]) is not trusted; but what is activated has
+// the digest that it announced.
 //
 // Who holds the cable at provisioning decides about the instance.
 //
 // # State
 //
-// The client keeps the records "instance", "network", "enrolment" and "csr" in
-// its [store.Store], and a software key store "key-esk" and "key-dsk" beside
-// them. Each has a version and a checksum. Each is written before the step that
+// The client keeps the records "instance", "network", "enrolment", "csr" and
+// "update" in its [store.Store], and a software key store "key-esk" and "key-dsk"
+// beside them. Each has a version and a checksum. Each is written before the step that
 // relies on it, so that a power cut at any instant leaves a device that carries
 // on: an [Client.Enrol] that was cut short sends the same CSR again and gets the
-// same certificate.
+// same certificate. "update" remembers the image that was installed last, until
+// Config.Firmware reports it, or the one that was refused, so that neither happens
+// again and again.
 //
 // A damaged key fails [New] and is never made anew, because a new key is a new
-// identity. A damaged instance or enrolment is ErrStorage until it is replaced.
+// identity. A damaged instance or enrolment is ErrStorage until it is replaced; a
+// damaged update counts as none.
 //
 // # Key stores
 //
@@ -74,7 +109,7 @@
 //
 // Calls return an [*Error]: which call, the C library's [Code], and the cause.
 // errors.Is tells the codes apart by their Err… values, besides [ErrClock],
-// [ErrNoVerifier], [ErrSlotTooSmall] and the sentinels of the packages below,
+// [ErrNoVerifier], [ErrSlotTooSmall], [ErrAwaitsRestart], [ErrRefusedBefore] and the sentinels of the packages below,
 // such as fs.ErrNotExist for an absent key. [RetryAfter] finds how long the
 // instance wants to be left alone. A call that its context ended is that
 // context's error and has no code.
@@ -87,7 +122,8 @@
 //
 // # Compatibility with quarklink-client
 //
-// The functions of quarklink.h, and what to use here:
+// The functions of quarklink.h 1.5.2 (29, with 25 result codes), and what to use
+// here:
 //
 //	quarklink_init, quarklink_loadStoredContext    New
 //	quarklink_setEndpoint, quarklink_setRootCert,
@@ -98,11 +134,16 @@
 //	quarklink_firmwareUpdate                       Client.FirmwareUpdate
 //	quarklink_getDeviceID                          Client.DeviceID
 //	quarklink_getEndpoint, …Port, …URL, …RootCert  Client.Instance
-//	quarklink_getDeviceCert, …IoTHub…              Client.Enrolment
+//	quarklink_getDeviceCert, …IoTHub…              Client.Enrolment, Client.HubTLSConfig
 //	quarklink_deleteEnrolmentContext               Client.ForgetEnrolment
 //	quarklink_deleteContext                        Client.ForgetInstance
 //	quarklink_getEnrolmentKey, …DeviceKey          none: private keys stay in their store
 //	quarklink_getTempCert                          none: it stays in memory
+//	quarklink_esp32_getDSData (for the ESP32)      none: keystore/esp32ds signs with it
+//
+// Clients up to 1.4 connect to port 6000, which is [DefaultPort]; since 1.5.1 the
+// header's default is 443, and token, URI, database and data source are not in the
+// C library's context any more. Here they are in [Enrolment].Database.
 //
 // Files and flash contents of the C library are not read by this version.
 package quarklink

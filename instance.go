@@ -14,7 +14,10 @@ import (
 	"github.com/quarklink-go/quarklink/transport/uart"
 )
 
-// DefaultPort is the TCP port of an instance that names no other.
+// DefaultPort is the TCP port of an instance that names no other: that of the
+// application note and of quarklink-client up to 1.4, and what an empty ql_port
+// means. Since quarklink-client 1.5.1 the header's default is 443: an instance that
+// listens there needs Port: 443.
 const DefaultPort = 6000
 
 // Instance says where a QuarkLink instance is and how to know it.

@@ -123,7 +123,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer p.instance.Close()
-	if err := p.powerUp(ctx); err != nil {
+	if err := p.powerUp(ctx, false); err != nil {
 		return err
 	}
 	defer func() { p.device.Close() }()
@@ -163,8 +163,9 @@ func (p *play) startInstance() error {
 	return nil
 }
 
-// powerUp starts the device, which finds its keys and its state or makes them.
-func (p *play) powerUp(ctx context.Context) error {
+// powerUp starts the device, which finds its keys and its state or, unless this is
+// a restart, makes them.
+func (p *play) powerUp(ctx context.Context, restart bool) error {
 	running, installed, err := p.files.running()
 	if err != nil {
 		return err
@@ -174,10 +175,11 @@ func (p *play) powerUp(ctx context.Context) error {
 		return err
 	}
 	p.device, err = quarklink.New(ctx, quarklink.Config{
-		KeyStore:  keys,
-		Store:     p.files.records,
-		Transport: p.instance.Carrier(),
-		Firmware:  quarklink.FirmwareInfo{Chip: p.chip.String(), SHA256: running},
+		KeyStore:        keys,
+		RequireIdentity: restart,
+		Store:           p.files.records,
+		Transport:       p.instance.Carrier(),
+		Firmware:        quarklink.FirmwareInfo{Chip: p.chip.String(), SHA256: running},
 	})
 	if err != nil {
 		return err
@@ -191,10 +193,18 @@ func (p *play) powerUp(ctx context.Context) error {
 	return nil
 }
 
-// provision is the device's conversation with the provisioning tool.
+// provision is the device's conversation with the provisioning tool, if there is
+// anything to ask.
 func (p *play) provision(ctx context.Context) error {
-	_, err := p.device.Instance()
-	blank := errors.Is(err, quarklink.ErrNotInitialised)
+	if !p.device.NeedsProvisioning(quarklink.ProvisionOptions{}) {
+		network, err := p.device.Network()
+		if err != nil {
+			return err
+		}
+		i, err := p.device.Instance()
+		p.say("UART", "nothing to ask: Wi-Fi %q and instance %s:%d are stored", network.SSID, i.Endpoint, i.Port)
+		return err
+	}
 	device, host := quarklinktest.Pipe()
 	tool := quarklinktest.NewTool(p.instance, batch, quarklink.Network{SSID: "workshop", Password: "correct horse"})
 	ctx, cancel := context.WithCancel(ctx)
@@ -210,11 +220,8 @@ func (p *play) provision(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if blank {
-		p.say("UART", "blank, so asked the tool: Wi-Fi %q, instance %s:%d, root %q", network.SSID, i.Endpoint, i.Port, i.Root.Subject.CommonName)
-	} else {
-		p.say("UART", "nothing to ask: Wi-Fi %q and instance %s:%d are stored", network.SSID, i.Endpoint, i.Port)
-	}
+	p.say("UART", "blank, so asked the tool: Wi-Fi %q, instance %s:%d, root %q",
+		network.SSID, i.Endpoint, i.Port, i.Root.Subject.CommonName)
 	p.say("UART", "sent the DeviceID; the tool put it into batch %q", batch)
 	return nil
 }
@@ -229,10 +236,12 @@ func (p *play) status(ctx context.Context) (quarklink.Status, error) {
 	switch {
 	case s.State == quarklink.StateRevoked:
 		todo = "stop until an operator allows a new enrolment"
-	case s.Firmware != nil:
+	case s.NeedsUpdate():
 		todo = fmt.Sprintf("install %s %s, %d bytes", s.Firmware.Name, s.Firmware.Version, s.Firmware.Size)
 	case s.NeedsEnrolment():
 		todo = "enrol"
+	case s.FirmwareRefused:
+		todo = "the image on offer was refused before"
 	}
 	p.say("status", "%v (code %d): %s", s.State, int(s.Code()), todo)
 	return s, nil
@@ -278,7 +287,7 @@ func (p *play) update(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.Firmware == nil {
+	if !s.NeedsUpdate() && !s.FirmwareRefused {
 		p.say("update", "none due")
 		return nil
 	}
@@ -291,6 +300,7 @@ func (p *play) update(ctx context.Context) error {
 			Trusted: []secureboot.Digest{trust},
 		},
 		Progress: bar.show,
+		Again:    true, // whoever starts this command wants to see it
 	})
 	bar.end()
 	if err != nil {
@@ -301,7 +311,7 @@ func (p *play) update(ctx context.Context) error {
 	p.say("activate", "%s %s", done.Manifest.Name, done.Manifest.Version)
 
 	p.device.Close()
-	if err := p.powerUp(ctx); err != nil {
+	if err := p.powerUp(ctx, true); err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
 	_, err = p.status(ctx)
