@@ -53,7 +53,7 @@ func (s *Server) authorise(c caller, accepts proof, whileRevoked bool) error {
 	case accepts&c.proves == 0:
 		return refuse(http.StatusForbidden, "", "this call does not take "+c.proves.String())
 	case c.cert != nil && !c.cert.valid(s.now()):
-		return refuse(http.StatusForbidden, "", c.proves.String()+" has expired or was revoked")
+		return refuse(http.StatusForbidden, "", c.proves.String()+" has expired, was revoked or is retired by a newer one")
 	}
 	return nil
 }

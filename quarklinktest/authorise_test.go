@@ -75,12 +75,12 @@ func TestWhoMayCall(t *testing.T) {
 			{"GET", pathCACerts, map[string]want{"none": ok, "identity": ok, "temporary": ok, "device": ok, "stranger": ok, "copied": ok, "DPK": ok}, nil},
 			{"POST", pathTemporary, map[string]want{"identity": badCSR, "temporary": plain, "device": plain}, nil},
 			{"POST", pathEnrol, map[string]want{"identity": plain, "temporary": badCSR, "device": plain}, nil},
+			{"POST", pathReenrol, map[string]want{"identity": plain, "temporary": plain, "device": badCSR}, nil},
 			{"GET", pathConnection, map[string]want{"identity": plain, "temporary": ok, "device": ok}, map[string]want{"temporary": notYet}},
 			{"GET", pathStatus, map[string]want{"identity": ok, "temporary": plain, "device": plain}, nil},
 			{"GET", pathFirmware, map[string]want{"identity": none404, "temporary": plain, "device": plain}, nil},
 			{"POST", pathOutcome, map[string]want{"identity": created, "temporary": plain, "device": plain}, nil},
 			{"GET", "/.well-known/est/csrattrs", nil, nil},
-			{"POST", "/.well-known/est/simplereenroll", nil, nil},
 			{"DELETE", pathStatus, nil, nil},
 		}
 		for name, cert := range shown {

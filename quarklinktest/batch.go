@@ -83,13 +83,15 @@ type issued struct {
 	cert    *x509.Certificate
 	proves  proof    // byTemporary or byDevice
 	csr     [32]byte // SHA-256 of the request
+	renews  [32]byte // SHA-256 of the certificate that it renews; zero: none
 	expired bool     // before its time, see Expire
 	revoked bool
+	retired bool // a newer device certificate has been used
 }
 
 func (i *issued) hasExpired(now time.Time) bool { return i.expired || now.After(i.cert.NotAfter) }
 
-func (i *issued) valid(now time.Time) bool { return !i.revoked && !i.hasExpired(now) }
+func (i *issued) valid(now time.Time) bool { return !i.revoked && !i.retired && !i.hasExpired(now) }
 
 // current returns the device certificate in force, nil if there is none.
 func (d *device) current() *issued {

@@ -33,6 +33,7 @@ const (
 	pathCACerts    = "/.well-known/est/cacerts"
 	pathTemporary  = "/.well-known/est/temporary/simpleenroll"
 	pathEnrol      = "/.well-known/est/simpleenroll"
+	pathReenrol    = "/.well-known/est/simplereenroll"
 	pathConnection = "/quarklink/v1/connection"
 	pathStatus     = "/quarklink/v1/status"
 	pathFirmware   = "/quarklink/v1/firmware"

@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"fmt"
@@ -46,9 +47,42 @@ func (s *Server) answerEnrol(q *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.certify(q, csr, [32]byte{})
+}
+
+// answerReenrol renews the certificate that the device presents (RFC 7030 section
+// 4.2.2), over the same key or another.
+func (s *Server) answerReenrol(q *request) (*answer, error) {
+	csr, err := readCSR(q)
+	if err != nil {
+		return nil, err
+	}
+	old := q.cert.cert
+	if !bytes.Equal(csr.RawSubject, old.RawSubject) || !bytes.Equal(sanOf(csr.Extensions), sanOf(old.Extensions)) {
+		return nil, refuse(http.StatusBadRequest, ProblemBadCSR, "subject and subject alternative name are not those of the certificate presented")
+	}
+	return s.certify(q, csr, sha256.Sum256(old.Raw))
+}
+
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// sanOf returns the subject alternative name, in DER; nil if there is none.
+func sanOf(extensions []pkix.Extension) []byte {
+	for _, e := range extensions {
+		if e.Id.Equal(oidSubjectAltName) {
+			return e.Value
+		}
+	}
+	return nil
+}
+
+// certify issues a device certificate, which renews the one of that digest, if
+// that is not zero. The same request for the same purpose gets the same
+// certificate again.
+func (s *Server) certify(q *request, csr *x509.CertificateRequest, renews [32]byte) (*answer, error) {
 	d, now, digest := q.device, s.now(), sha256.Sum256(csr.Raw)
 	for _, i := range d.issued {
-		if i.csr == digest && i.valid(now) {
+		if i.csr == digest && i.renews == renews && i.valid(now) {
 			return s.certificates(q, i.cert)
 		}
 	}
@@ -60,7 +94,7 @@ func (s *Server) answerEnrol(q *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &issued{device: d, cert: cert, proves: byDevice, csr: digest}
+	i := &issued{device: d, cert: cert, proves: byDevice, csr: digest, renews: renews}
 	s.remember(i)
 	d.issued = append(d.issued, i)
 	s.happened(Event{Kind: EventCertificate, DeviceID: d.id, Batch: d.batch.Name, Detail: cert.SerialNumber.Text(16)})
@@ -72,6 +106,26 @@ func (s *Server) answerEnrol(q *request) (*answer, error) {
 		return nil, err
 	}
 	return s.certificates(q, cert)
+}
+
+// used retires the device certificates that are older than one that is in use:
+// the device has it, and it works.
+func (s *Server) used(i *issued) error {
+	if i == nil || i.proves != byDevice {
+		return nil
+	}
+	changed := false
+	for _, older := range i.device.issued {
+		if older == i {
+			break
+		}
+		changed = changed || !older.retired
+		older.retired = true
+	}
+	if !changed {
+		return nil
+	}
+	return s.journal.writeDevice(i.device)
 }
 
 func (s *Server) remember(i *issued) { s.issued[sha256.Sum256(i.cert.Raw)] = i }

@@ -2,6 +2,7 @@ package quarklinktest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ const (
 	CallCACerts    Call = "cacerts"    // GET  /.well-known/est/cacerts
 	CallTemporary  Call = "temporary"  // POST /.well-known/est/temporary/simpleenroll
 	CallEnrol      Call = "enrol"      // POST /.well-known/est/simpleenroll
+	CallReenrol    Call = "reenrol"    // POST /.well-known/est/simplereenroll
 	CallConnection Call = "connection" // GET  /quarklink/v1/connection
 	CallStatus     Call = "status"     // GET  /quarklink/v1/status
 	CallFirmware   Call = "firmware"   // GET  /quarklink/v1/firmware
@@ -40,6 +42,7 @@ var calls = []route{
 	{CallCACerts, "GET /.well-known/est/cacerts", byNothing | byIdentity | byTemporary | byDevice, false, (*Server).answerCACerts},
 	{CallTemporary, "POST /.well-known/est/temporary/simpleenroll", byIdentity, false, (*Server).answerTemporary},
 	{CallEnrol, "POST /.well-known/est/simpleenroll", byTemporary, false, (*Server).answerEnrol},
+	{CallReenrol, "POST /.well-known/est/simplereenroll", byDevice, false, (*Server).answerReenrol},
 	{CallConnection, "GET /quarklink/v1/connection", byTemporary | byDevice, false, (*Server).answerConnection},
 	{CallStatus, "GET /quarklink/v1/status", byIdentity, true, (*Server).answerStatus},
 	{CallFirmware, "GET /quarklink/v1/firmware", byIdentity, false, (*Server).answerFirmware},
@@ -79,7 +82,7 @@ func (s *Server) handler() http.Handler {
 				if err := s.authorise(q.caller, c.accepts, c.whileRevoked); err != nil {
 					return nil, err
 				}
-				if err := s.hear(q); err != nil {
+				if err := errors.Join(s.hear(q), s.used(q.cert)); err != nil {
 					return nil, err
 				}
 				return c.answer(s, q)

@@ -41,8 +41,10 @@ type deviceSnapshot struct {
 type issuedSnapshot struct {
 	Certificate []byte   `json:"certificate"` // DER
 	CSR         [32]byte `json:"csr"`
+	Renews      [32]byte `json:"renews,omitzero"`
 	Expired     bool     `json:"expired"`
 	Revoked     bool     `json:"revoked"`
+	Retired     bool     `json:"retired,omitempty"`
 }
 
 func (p *pki) authorities() []**authority {
@@ -91,7 +93,7 @@ func (d *device) snapshot() deviceSnapshot {
 	saved := deviceSnapshot{ID: d.id, Batch: d.batch.Name, State: d.state, LastSeen: d.lastSeen,
 		Version: d.running.version, SHA256: d.running.sha256, Outcomes: d.outcomes}
 	for _, i := range d.issued {
-		saved.Issued = append(saved.Issued, issuedSnapshot{i.cert.Raw, i.csr, i.expired, i.revoked})
+		saved.Issued = append(saved.Issued, issuedSnapshot{i.cert.Raw, i.csr, i.renews, i.expired, i.revoked, i.retired})
 	}
 	return saved
 }
@@ -182,7 +184,8 @@ func (s *Server) restoreDevice(saved deviceSnapshot) error {
 		if err != nil {
 			return err
 		}
-		known := &issued{device: d, cert: cert, proves: byDevice, csr: i.CSR, expired: i.Expired, revoked: i.Revoked}
+		known := &issued{device: d, cert: cert, proves: byDevice, csr: i.CSR, renews: i.Renews,
+			expired: i.Expired, revoked: i.Revoked, retired: i.Retired}
 		d.issued = append(d.issued, known)
 		s.issued[sha256.Sum256(cert.Raw)] = known
 	}
