@@ -289,18 +289,13 @@ func (c *Client) run(ctx context.Context, op string, call func(context.Context) 
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
 	err := call(callCtx)
-	if callCtx.Err() != nil {
-		// net/http lets a dial outlive the request that asked for it, and hold
-		// the one connection there may be.
-		c.closeSession()
-	}
 	if err == nil {
 		return nil
 	}
-	var verdict *decided
+	var verdict codedError
 	switch {
-	case errors.As(err, &verdict):
-		err = newError(op, CodeGeneral, verdict.error)
+	case errors.As(err, &verdict) && verdict.stands:
+		err = newError(op, CodeGeneral, err)
 	case c.life.Err() != nil && ctx.Err() == nil:
 		err = newError(op, CodeGeneral, errClosed)
 	default:
@@ -309,10 +304,5 @@ func (c *Client) run(ctx context.Context, op string, call func(context.Context) 
 	c.log.LogAttrs(ctx, slog.LevelWarn, op+" failed", slog.Any("error", err))
 	return err
 }
-
-// decided is an error that stands whether or not the context has ended since.
-type decided struct{ error }
-
-func (d *decided) Unwrap() error { return d.error }
 
 var errClosed = fmt.Errorf("client: %w", net.ErrClosed)

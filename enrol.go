@@ -131,9 +131,8 @@ func (c *Client) deviceCSR(ctx context.Context, dsk crypto.Signer) ([]byte, erro
 		_, err := x509.ParseCertificateRequest(der)
 		return &der, err
 	})
-	var damaged *damagedRecord
 	switch {
-	case errors.As(err, &damaged):
+	case errors.Is(err, errUnusable):
 		c.log.LogAttrs(ctx, slog.LevelWarn, "stored CSR is damaged", slog.Any("error", err))
 	case err != nil:
 		return nil, err

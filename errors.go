@@ -86,7 +86,7 @@ var (
 	ErrClock = transport.ErrClock
 	// ErrNoVerifier says that FirmwareUpdate was called without a Verifier. It
 	// comes with CodeInvalidParameter.
-	ErrNoVerifier = errors.New("no firmware verifier")
+	ErrNoVerifier = errors.New("no firmware verifier: set FirmwareOptions.Verifier")
 	// ErrSlotTooSmall says that the image due does not fit the Slot; nothing
 	// was written. It comes with CodeUpdate.
 	ErrSlotTooSmall = errors.New("the image does not fit the slot")
@@ -100,11 +100,11 @@ var (
 )
 
 var codeTexts = map[Code]string{
-	CodeGeneral:            "error",
+	CodeGeneral:            "failed",
 	CodeInvalidParameter:   "invalid parameter",
-	CodeCACerts:            "issuing certificates not acceptable",
+	CodeCACerts:            "certificate chain not acceptable",
 	CodeCommunication:      "communication with the instance failed",
-	CodeValueNotAvailable:  "value not available",
+	CodeValueNotAvailable:  "not available",
 	CodeStorage:            "storage failed",
 	CodeNotInitialised:     "not initialised: no instance is known",
 	CodeAzureProvisioning:  "Azure provisioning failed",
@@ -151,14 +151,44 @@ type Error struct {
 	Op         string // the call that failed, such as "enrol"
 	Code       Code   // 0 if the context ended the call
 	HTTPStatus int    // of the instance's answer; 0 if the cause is no answer
-	Err        error  // the cause: the step that failed and why
+	// Problem is what the instance's answer names as the reason, "" if none. It
+	// can be found by errors.Is and errors.As too.
+	Problem Problem
+	Err     error // the cause: the step that failed and why
 }
 
-// Error says which call failed, why, and what the code means.
+// Problem is the reason that an instance gives for refusing a request: the type
+// of the problem document (RFC 9457) that it answered with. Of an instance's own
+// types, which begin with "urn:quarklink:error:", it is what follows; of others
+// it is the whole URI, at most 256 visible ASCII characters.
+//
+// It is an error for errors.Is, as in errors.Is(err, ProblemBadCSR), and
+// errors.As finds the Problem of any error of this package that has one. Most
+// lead to a [Code] of their own, which says the same whether or not an answer was
+// the reason: prefer that.
+type Problem string
+
+// The problems that an instance names.
+const (
+	ProblemDeviceUnknown     Problem = problem.DeviceUnknown     // in no batch: CodeDeviceDoesNotExist
+	ProblemDeviceRevoked     Problem = problem.DeviceRevoked     // by an operator: CodeDeviceRevoked
+	ProblemNotEnrolled       Problem = problem.NotEnrolled       // no certificate is valid: CodeValueNotAvailable
+	ProblemBadCSR            Problem = problem.BadCSR            // the CSR breaks the policy: CodeGeneral
+	ProblemBadToken          Problem = problem.BadToken          // the token is none of the instance's: CodeGeneral
+	ProblemAzureProvisioning Problem = problem.AzureProvisioning // the instance failed at Azure: CodeAzureProvisioning
+	ProblemNoFirmware        Problem = problem.NoFirmware        // no update is due: CodeNoUpdate
+	ProblemUnavailable       Problem = problem.Unavailable       // for now: CodeCommunication
+)
+
+// Error returns the problem as it stands.
+func (p Problem) Error() string { return string(p) }
+
+// Error says which call failed, what the code means if it means more than that,
+// and why.
 func (e *Error) Error() string {
 	var s strings.Builder
 	s.WriteString("quarklink: " + e.Op)
-	if e.Code != CodeSuccess {
+	if e.Code != CodeSuccess && (e.Code != CodeGeneral || e.Err == nil) {
 		fmt.Fprintf(&s, ": %s (%d)", e.Code, int(e.Code))
 	}
 	if e.Err != nil {
@@ -167,11 +197,14 @@ func (e *Error) Error() string {
 	return s.String()
 }
 
-// Unwrap gives errors.Is and errors.As both the Code and the cause.
+// Unwrap gives errors.Is and errors.As the Code, the Problem and the cause.
 func (e *Error) Unwrap() []error {
 	var all []error
 	if e.Code.isFailure() {
 		all = append(all, e.Code)
+	}
+	if e.Problem != "" {
+		all = append(all, e.Problem)
 	}
 	if e.Err != nil {
 		all = append(all, e.Err)
@@ -224,7 +257,7 @@ func newError(op string, code Code, cause error) *Error {
 	e := &Error{Op: op, Code: code, Err: cause}
 	var answer *problem.Error
 	if errors.As(cause, &answer) {
-		e.HTTPStatus = answer.Status
+		e.HTTPStatus, e.Problem = answer.Status, Problem(answer.Name())
 	}
 	if c, ok := causeCode(cause); ok {
 		e.Code = c
@@ -234,15 +267,15 @@ func newError(op string, code Code, cause error) *Error {
 
 // problemCodes are the codes of the problem types that the instance answers
 // with.
-var problemCodes = map[string]Code{
-	"device-unknown":     CodeDeviceDoesNotExist,
-	"device-revoked":     CodeDeviceRevoked,
-	"not-enrolled":       CodeValueNotAvailable,
-	"azure-provisioning": CodeAzureProvisioning,
-	"no-firmware":        CodeNoUpdate,
-	"bad-csr":            CodeGeneral,
-	"bad-token":          CodeGeneral,
-	"unavailable":        CodeCommunication,
+var problemCodes = map[Problem]Code{
+	ProblemDeviceUnknown:     CodeDeviceDoesNotExist,
+	ProblemDeviceRevoked:     CodeDeviceRevoked,
+	ProblemNotEnrolled:       CodeValueNotAvailable,
+	ProblemAzureProvisioning: CodeAzureProvisioning,
+	ProblemNoFirmware:        CodeNoUpdate,
+	ProblemBadCSR:            CodeGeneral,
+	ProblemBadToken:          CodeGeneral,
+	ProblemUnavailable:       CodeCommunication,
 }
 
 // causeCode finds the code that a cause carries: what the instance says counts
@@ -250,10 +283,8 @@ var problemCodes = map[string]Code{
 func causeCode(cause error) (Code, bool) {
 	var answer *problem.Error
 	if errors.As(cause, &answer) {
-		if name, ok := strings.CutPrefix(answer.Type, problem.Prefix); ok {
-			if code, ok := problemCodes[name]; ok {
-				return code, true
-			}
+		if code, ok := problemCodes[Problem(answer.Name())]; ok {
+			return code, true
 		}
 		if answer.Status == http.StatusAccepted {
 			return CodeValueNotAvailable, true // not yet
@@ -283,12 +314,22 @@ func withCode(code Code, err error) error {
 	if err == nil {
 		return nil
 	}
-	return codedError{code, err}
+	return codedError{err, code, false}
 }
+
+// stands makes err the result of its call whether or not the context ends before
+// the call does.
+func stands(err error) error { return codedError{err, CodeSuccess, true} }
 
 type codedError struct {
-	code Code
 	error
+	code   Code // CodeSuccess: the cause's
+	stands bool
 }
 
-func (e codedError) Unwrap() []error { return []error{e.code, e.error} }
+func (e codedError) Unwrap() []error {
+	if e.code == CodeSuccess {
+		return []error{e.error}
+	}
+	return []error{e.code, e.error}
+}

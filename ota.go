@@ -158,7 +158,7 @@ func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) er
 	err := c.fetchAndActivate(ctx, m, o)
 	if err != nil && ctx.Err() == nil {
 		c.refuse(ctx, m, err)
-		err = &decided{err}
+		err = stands(err)
 	}
 	c.report(ctx, m, err)
 	return err
@@ -365,9 +365,6 @@ func (c *Client) report(ctx context.Context, m *Manifest, result error) {
 	s, err := c.identitySession()
 	if err == nil {
 		err = s.api.SendOutcome(ctx, outcome)
-	}
-	if ctx.Err() != nil {
-		c.closeSession() // as run does for a call that its context ended
 	}
 	if err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "outcome not told", slog.Any("error", err))

@@ -60,6 +60,9 @@ type ProvisionOptions struct {
 func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptions) (Network, error) {
 	var network Network
 	err := c.run(ctx, "provision", func(ctx context.Context) error {
+		if port == nil {
+			return withCode(CodeInvalidParameter, errors.New("the port is nil"))
+		}
 		tool := &uart.Device{Port: port, Timeout: o.Timeout, Tries: o.Tries, CheckRoot: checkRootDER}
 		if !o.NoNetwork {
 			var err error

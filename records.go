@@ -68,20 +68,19 @@ type boundRecord struct {
 // load.
 func (c *Client) load(ctx context.Context) error {
 	s := &c.state
-	var damaged *damagedRecord
 	var err error
-	if s.instance, err = readRecord(ctx, c.store, recordInstance, decodeInstance); errors.As(err, &damaged) {
+	if s.instance, err = readRecord(ctx, c.store, recordInstance, decodeInstance); errors.Is(err, errUnusable) {
 		s.instanceErr = err
 	} else if err != nil {
 		return err
 	}
-	if s.network, err = readRecord(ctx, c.store, recordNetwork, decodeNetwork); errors.As(err, &damaged) {
+	if s.network, err = readRecord(ctx, c.store, recordNetwork, decodeNetwork); errors.Is(err, errUnusable) {
 		s.networkErr = err
 		c.log.LogAttrs(ctx, slog.LevelWarn, "stored network is damaged", slog.Any("error", err))
 	} else if err != nil {
 		return err
 	}
-	if s.enrolment, err = readRecord(ctx, c.store, recordEnrolment, decodeEnrolment); errors.As(err, &damaged) {
+	if s.enrolment, err = readRecord(ctx, c.store, recordEnrolment, decodeEnrolment); errors.Is(err, errUnusable) {
 		s.enrolmentErr = err
 	} else if err != nil {
 		return err
@@ -89,15 +88,11 @@ func (c *Client) load(ctx context.Context) error {
 	return nil
 }
 
-// damagedRecord is a record that is there but says nothing that can be used.
-type damagedRecord struct {
-	name string
-	err  error
-}
+// errUnusable is a record that is there but says nothing that can be used.
+var errUnusable = errors.New("cannot be used")
 
-func (d *damagedRecord) Error() string { return fmt.Sprintf("record %q: %v", d.name, d.err) }
-func (d *damagedRecord) Unwrap() []error {
-	return []error{CodeStorage, d.err}
+func unusable(name string, err error) error {
+	return withCode(CodeStorage, fmt.Errorf("record %q %w: %w", name, errUnusable, err))
 }
 
 // readRecord returns nil without an error if the record is absent.
@@ -107,7 +102,7 @@ func readRecord[T any](ctx context.Context, st store.Store, name string, decode 
 		return nil, nil
 	}
 	if errors.Is(err, store.ErrDamaged) {
-		return nil, &damagedRecord{name, err}
+		return nil, unusable(name, err)
 	}
 	if err != nil {
 		return nil, withCode(CodeStorage, fmt.Errorf("read record %q: %w", name, err))
@@ -117,11 +112,11 @@ func readRecord[T any](ctx context.Context, st store.Store, name string, decode 
 		err = fmt.Errorf("version %d, and this library reads version %d", version, recordVersion)
 	}
 	if err != nil {
-		return nil, &damagedRecord{name, err}
+		return nil, unusable(name, err)
 	}
 	value, err := decode(payload)
 	if err != nil {
-		return nil, &damagedRecord{name, err}
+		return nil, unusable(name, err)
 	}
 	return value, nil
 }

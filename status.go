@@ -155,7 +155,7 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	var answer api.Status
-	err = c.ask(ctx, "status", func(ctx context.Context) (err error) {
+	err = c.ask(ctx, "ask for the status", func(ctx context.Context) (err error) {
 		answer, err = s.api.Status(ctx)
 		return err
 	})
@@ -163,7 +163,7 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	if answer.DeviceID != "" && answer.DeviceID != string(c.id) {
-		return Status{}, fmt.Errorf("status: the answer is about another device, %.64q", answer.DeviceID)
+		return Status{}, fmt.Errorf("the answer is about another device, %.64q", answer.DeviceID)
 	}
 	status := Status{
 		State:              parseState(answer.State),

@@ -10,16 +10,17 @@ import (
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
 
-// The problem types: each follows "urn:quarklink:error:".
+// The problem types, for [Refuse]. What a client makes of each is documented at
+// the [quarklink.Problem] of the same name.
 const (
-	ProblemDeviceUnknown     = "device-unknown"
-	ProblemDeviceRevoked     = "device-revoked"
-	ProblemNotEnrolled       = "not-enrolled"
-	ProblemBadCSR            = "bad-csr"
-	ProblemBadToken          = "bad-token"
-	ProblemAzureProvisioning = "azure-provisioning"
-	ProblemNoFirmware        = "no-firmware"
-	ProblemUnavailable       = "unavailable"
+	ProblemDeviceUnknown     = problem.DeviceUnknown
+	ProblemDeviceRevoked     = problem.DeviceRevoked
+	ProblemNotEnrolled       = problem.NotEnrolled
+	ProblemBadCSR            = problem.BadCSR
+	ProblemBadToken          = problem.BadToken
+	ProblemAzureProvisioning = problem.AzureProvisioning
+	ProblemNoFirmware        = problem.NoFirmware
+	ProblemUnavailable       = problem.Unavailable
 )
 
 // refusal is an error that the device is told.

@@ -16,6 +16,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/quarklink-go/quarklink/internal/problem"
@@ -37,6 +38,8 @@ const FirmwareField = "QuarkLink-Firmware"
 const (
 	maxJSON       = 64 << 10
 	maxAttributes = 32
+	maxText       = 128 // runes of a text for people; the rest is cut off
+	maxValue      = 512 // bytes of a value for machines; a longer one is refused
 )
 
 // Digest is a SHA-256 digest that JSON has as 64 hexadecimal digits.
@@ -121,7 +124,23 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	case s.Firmware != nil && len(s.Firmware.Attributes) > maxAttributes:
 		return Status{}, fmt.Errorf("firmware with %d attributes, more than %d", len(s.Firmware.Attributes), maxAttributes)
 	}
+	s.clean()
 	return s, nil
+}
+
+// clean bounds the texts, and takes out of them what a terminal or a log would
+// act on.
+func (s *Status) clean() {
+	text := func(t string) string { return problem.Clean(t, maxText) }
+	s.Batch = text(s.Batch)
+	if f := s.Firmware; f != nil {
+		f.Name, f.Version = text(f.Name), text(f.Version)
+		attributes := make(map[string]string, len(f.Attributes))
+		for name, value := range f.Attributes {
+			attributes[text(name)] = text(value)
+		}
+		f.Attributes = attributes
+	}
 }
 
 // Connection asks where to connect to.
@@ -129,6 +148,17 @@ func (c *Client) Connection(ctx context.Context) (Connection, error) {
 	var conn Connection
 	if err := c.getJSON(ctx, "/connection", &conn); err != nil {
 		return Connection{}, err
+	}
+	for name, value := range map[string]string{
+		"scopeID": conn.ScopeID, "firmwareUpdateTopic": conn.FirmwareUpdateTopic,
+		"uri": conn.URI, "database": conn.Database, "dataSource": conn.DataSource,
+	} {
+		if len(value) > maxValue || problem.Clean(value, maxValue) != value {
+			return Connection{}, fmt.Errorf("connection details: the %s is %.80q: more than %d bytes, or not plain text", name, value, maxValue)
+		}
+	}
+	if strings.IndexFunc(conn.Token, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
+		return Connection{}, errors.New("connection details: the token has characters that no token has")
 	}
 	return conn, nil
 }

@@ -31,14 +31,19 @@ const (
 	maxDetail = 512 // runes
 )
 
-// Prefix begins the problem types of an instance; a name such as "bad-csr"
-// follows.
+// Prefix begins the problem types of an instance; one of the names follows.
 const Prefix = "urn:quarklink:error:"
 
-// The problem types that only an operator changes.
+// The names of an instance's problem types.
 const (
-	DeviceUnknown = Prefix + "device-unknown"
-	DeviceRevoked = Prefix + "device-revoked"
+	DeviceUnknown     = "device-unknown"
+	DeviceRevoked     = "device-revoked"
+	NotEnrolled       = "not-enrolled"
+	BadCSR            = "bad-csr"
+	BadToken          = "bad-token"
+	AzureProvisioning = "azure-provisioning"
+	NoFirmware        = "no-firmware"
+	Unavailable       = "unavailable"
 )
 
 // BadCSR is the problem type of a request that will never be taken.
@@ -70,6 +75,16 @@ type Error struct {
 	Challenge bool
 }
 
+// Name returns the name of an instance's problem type. Of another type it is the
+// Type itself, unless that could be mistaken for a name: then "".
+func (e *Error) Name() string {
+	name, ours := strings.CutPrefix(e.Type, Prefix)
+	if !ours && !strings.ContainsAny(name, ":/") {
+		return ""
+	}
+	return name
+}
+
 // Error says status, problem type, the server's own words (quoted) and the
 // delay, in one line of bounded length.
 func (e *Error) Error() string {
@@ -79,13 +94,13 @@ func (e *Error) Error() string {
 		b.WriteString(" " + text)
 	}
 	if e.Type != "" {
-		b.WriteString(" (" + clean(e.Type, maxType) + ")")
+		b.WriteString(" (" + Clean(e.Type, maxType) + ")")
 	}
 	if e.Title != "" {
-		b.WriteString(": " + strconv.Quote(clean(e.Title, maxTitle)))
+		b.WriteString(": " + strconv.Quote(Clean(e.Title, maxTitle)))
 	}
 	if e.Detail != "" {
-		b.WriteString(": " + strconv.Quote(clean(e.Detail, maxDetail)))
+		b.WriteString(": " + strconv.Quote(Clean(e.Detail, maxDetail)))
 	}
 	if e.HasAfter {
 		fmt.Fprintf(&b, "; the server asks to wait %v", e.After)
@@ -114,7 +129,7 @@ func FromResponse(resp *http.Response, now time.Time) *Error {
 	case "application/problem+json":
 		e.parse(body)
 	case "text/plain", "": // some servers do not say that their text is text
-		e.Detail = clean(string(body), maxDetail)
+		e.Detail = Clean(string(body), maxDetail)
 	}
 	return e
 }
@@ -130,8 +145,8 @@ func (e *Error) parse(document []byte) {
 	if uri := text("type"); uri != "about:blank" && isURI(uri) {
 		e.Type = uri
 	}
-	e.Title = clean(text("title"), maxTitle)
-	e.Detail = clean(text("detail"), maxDetail)
+	e.Title = Clean(text("title"), maxTitle)
+	e.Detail = Clean(text("detail"), maxDetail)
 }
 
 // isURI tells what can be a problem type from what would only be trouble:
@@ -140,10 +155,11 @@ func isURI(s string) bool {
 	return len(s) <= maxType && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// clean makes one line of at most limit runes of s: white space becomes one
+// Clean makes one line of at most limit runes of a text that a server sent:
+// white space becomes one
 // blank, what is not a visible character (control characters, direction marks,
 // bytes that are no UTF-8) becomes U+FFFD.
-func clean(s string, limit int) string {
+func Clean(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
 		case unicode.IsSpace(r):

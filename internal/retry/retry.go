@@ -114,7 +114,7 @@ func Again(err error) (after time.Duration, again bool) {
 		return 0, false
 	}
 	if p, ok := asType[*problem.Error](err); ok {
-		if decided(p.Type) || !transient(p.Status) {
+		if decided(p.Name()) || !transient(p.Status) {
 			return 0, false
 		}
 		return p.After, true
@@ -123,9 +123,7 @@ func Again(err error) (after time.Duration, again bool) {
 }
 
 // decided lists the problem types that only an operator changes.
-func decided(problemType string) bool {
-	return problemType == problem.DeviceRevoked || problemType == problem.DeviceUnknown
-}
+func decided(name string) bool { return name == problem.DeviceRevoked || name == problem.DeviceUnknown }
 
 // transient lists the statuses that say "later", not "no".
 func transient(status int) bool {
