@@ -244,7 +244,7 @@ func isUndecided(err error) bool {
 // isBadCSR: the instance will never take this request.
 func isBadCSR(err error) bool {
 	var answer *problem.Error
-	return errors.As(err, &answer) && answer.Type == problem.BadCSR
+	return errors.As(err, &answer) && answer.Name() == problem.BadCSR
 }
 
 // issuers fetches the issuing certificates. They stay in memory: what verifies

@@ -258,8 +258,7 @@ func (c *Client) current(ctx context.Context) (*enrolled, error) {
 // answer it is what this Client read or wrote last.
 func (c *Client) stored(ctx context.Context) (*enrolled, error) {
 	e, err := readRecord(ctx, c.store, recordEnrolment, decodeEnrolment)
-	var damaged *damagedRecord
-	if err == nil || errors.As(err, &damaged) {
+	if err == nil || errors.Is(err, errUnusable) {
 		return e, err
 	}
 	if ctx.Err() == nil {

@@ -46,9 +46,6 @@ const (
 	Unavailable       = "unavailable"
 )
 
-// BadCSR is the problem type of a request that will never be taken.
-const BadCSR = Prefix + "bad-csr"
-
 // ErrTooLarge is what [ReadBody] wraps when a body is larger than its limit.
 var ErrTooLarge = errors.New("body too large")
 
