@@ -91,3 +91,122 @@ func TestNoKeyIsMadeOnAnotherError(t *testing.T) {
 		})
 	}
 }
+
+// A device that cannot make keys on a chip makes both at its initialisation, and
+// enrolment certifies the one that was made then.
+func TestInitialisationMakesTheDeviceKey(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := new(store.Mem)
+	c := newClient(t, st, at(server))
+	dsk, err := newKeys(t, st).Signer(t.Context(), keystore.Device)
+	require.NoError(t, err)
+	member(t, server, c, quarklinktest.Batch{})
+	e, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, dsk.Public(), e.Certificate.PublicKey)
+}
+
+// onChip makes one key at a time, as a chip does.
+type onChip struct {
+	keystore.KeyStore
+	esk, dsk keystore.Generator
+}
+
+func (k onChip) of(role keystore.Role) keystore.Generator {
+	if role == keystore.Device {
+		return k.dsk
+	}
+	return k.esk
+}
+
+func (k onChip) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	return k.of(role).Signer(ctx, role)
+}
+
+func (k onChip) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	return k.of(role).Generate(ctx, role)
+}
+
+// With on-chip generation the device key is made at enrolment, not before.
+func TestEnrolmentMakesTheDeviceKeyOnChip(t *testing.T) {
+	keys := onChip{esk: newKeys(t, new(store.Mem)), dsk: newKeys(t, new(store.Mem))}
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.KeyStore = keys })
+	member(t, server, c, quarklinktest.Batch{})
+	_, err := keys.Signer(t.Context(), keystore.Device)
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	e, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	dsk, err := keys.Signer(t.Context(), keystore.Device)
+	require.NoError(t, err)
+	assert.Equal(t, dsk.Public(), e.Certificate.PublicKey)
+}
+
+// racing is a key store that another process makes the key in while this one is
+// about to.
+type racing struct{ keystore.Generator }
+
+func (k racing) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	if _, err := k.Generator.Generate(ctx, role); err != nil {
+		return nil, err
+	}
+	return k.Generator.Generate(ctx, role) // too late
+}
+
+// Who loses the race for a key uses that of the winner.
+func TestLostRaceForAKey(t *testing.T) {
+	st := new(store.Mem)
+	c := newClient(t, st, func(cfg *quarklink.Config) { cfg.KeyStore = racing{newKeys(t, st)} })
+	assert.Equal(t, newClient(t, st).DeviceID(), c.DeviceID())
+
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	require.NoError(t, st.Delete(t.Context(), "key-dsk"))
+	c = newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.KeyStore = racing{newKeys(t, st)} })
+	member(t, server, c, quarklinktest.Batch{})
+	e, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	dsk, err := newKeys(t, st).Signer(t.Context(), keystore.Device)
+	require.NoError(t, err)
+	assert.Equal(t, dsk.Public(), e.Certificate.PublicKey)
+}
+
+// silentStore is a Store that does not answer for one record.
+type silentStore struct {
+	store.Creator
+	name string
+}
+
+var errUnread = errors.New("no answer from the flash")
+
+func (s silentStore) Get(ctx context.Context, name string) ([]byte, error) {
+	if name == s.name {
+		return nil, errUnread
+	}
+	return s.Creator.Get(ctx, name)
+}
+
+// A Store that does not answer is no empty store: New fails, and nothing that is
+// stored is taken for absent.
+func TestStoreThatDoesNotAnswer(t *testing.T) {
+	for _, name := range []string{"instance", "network", "enrolment"} {
+		t.Run(name, func(t *testing.T) {
+			st := new(store.Mem)
+			c, err := quarklink.New(t.Context(), quarklink.Config{
+				KeyStore: newKeys(t, st), Store: silentStore{st, name}})
+			require.ErrorIs(t, err, errUnread)
+			assert.ErrorIs(t, err, quarklink.ErrStorage)
+			assert.ErrorContains(t, err, name)
+			assert.Nil(t, c)
+		})
+	}
+	t.Run("csr", func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		st := new(store.Mem)
+		c := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.Store = silentStore{st, "csr"} })
+		member(t, server, c, quarklinktest.Batch{})
+		_, err := c.Enrol(t.Context())
+		require.ErrorIs(t, err, errUnread)
+		assert.ErrorIs(t, err, quarklink.ErrStorage)
+		assert.Empty(t, server.Certificates(c.DeviceID()))
+	})
+}

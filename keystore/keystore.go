@@ -58,6 +58,10 @@ type Generator interface {
 	// others get fs.ErrExist. After a context's error there is no key, nor will
 	// there be one.
 	//
+	// A store that cannot make keys on a chip may make the Device key together
+	// with the Enrolment key, at the device's initialisation; the Device key is
+	// there then.
+	//
 	// The signer does not give away the private key: it is no
 	// *ecdsa.PrivateKey, *rsa.PrivateKey or the like.
 	Generate(ctx context.Context, role Role) (crypto.Signer, error)

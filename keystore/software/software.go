@@ -15,6 +15,9 @@
 //
 // What protects the keys is the secret. Keep it where the records are not: in a
 // fuse, a sealed blob, a secret manager.
+//
+// A device that cannot make keys on a chip of its own makes both at its
+// initialisation (application note 4.1.4), and so does [Store.Generate].
 package software
 
 import (
@@ -62,6 +65,11 @@ type Options struct {
 	// Secret returns the secret that encrypts the keys; required. It is called
 	// whenever a key is read from the store or made, never twice at once. What
 	// it returns is neither kept nor changed. An empty secret is an error.
+	//
+	// Keys are made only for a secret of 16 bytes or more, which is 128 bits if
+	// it is random and enough for a passphrase (NIST SP 800-63B-4 asks for 15
+	// characters), and not for one that is all 0x00 or all 0xFF, as a fuse is
+	// that nobody has burnt. A key that was made with such a secret still opens.
 	Secret func(ctx context.Context) ([]byte, error)
 	// Algorithm is that of keys to be made. A stored key is used whatever its
 	// algorithm: changing it would change the device's identity.
@@ -81,6 +89,7 @@ const (
 	// key: it bounds the time that a hostile record can take.
 	MaxIterations = 10_000_000
 
+	minSecret       = 16      // bytes that a secret must have for keys to be made
 	longSecret      = 32      // bytes from which a secret needs no stretching
 	shortIterations = 100_000 // the least for a shorter one
 )
@@ -97,8 +106,10 @@ type Store struct {
 	records store.Creator
 	opts    Options
 
-	turn    chan struct{} // holds one token; who takes it owns signers
+	turn    chan struct{} // holds one token; who takes it owns what follows
 	signers map[keystore.Role]*signer
+	busy    chan struct{} // closed when the work ends that a cancelled call left behind; nil if none did
+	spare   crypto.Signer // made but not stored yet, for the next call; not to be looked at while busy
 }
 
 var _ keystore.Generator = (*Store)(nil)
@@ -150,7 +161,14 @@ func (s *Store) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, 
 
 // Generate makes the key of that role and returns it once it is stored. An
 // existing key is fs.ErrExist and stays as it is, also one that is damaged or
-// that the secret does not open. If the context ends no key is stored.
+// that the secret does not open. If the context ends the key is not stored; the
+// work on it goes on in the background for a while, and the next call waits for
+// that, within its context, and uses what came of it.
+//
+// Before the enrolment key Generate makes the device key, unless there is one. So
+// a device that has an identity has had both keys, wherever power was cut, and
+// Generate of [keystore.Device] is for a device key that was lost, or never made
+// by an older version.
 func (s *Store) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
 	done, err := s.take(ctx)
 	if err != nil {
@@ -193,11 +211,14 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.idle(ctx); err != nil {
+		return nil, err
+	}
 	secret, err := s.secret(ctx)
 	if err != nil {
 		return nil, err
 	}
-	key, err := await(ctx, func() (crypto.Signer, error) {
+	key, err := await(ctx, s, func() (crypto.Signer, error) {
 		defer clear(secret)
 		return unseal(sealed, secret)
 	})
@@ -208,46 +229,94 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 }
 
 func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, error) {
+	if err := s.checkAbsent(ctx, role); err != nil {
+		return nil, err
+	}
+	if role == keystore.Enrolment {
+		if err := s.generateDevice(ctx); err != nil {
+			return nil, fmt.Errorf("the device key comes first: %w", err)
+		}
+	}
+	return s.create(ctx, role)
+}
+
+// generateDevice makes the device key unless there is one, in whatever state:
+// what is there is not an identity's and can be replaced later.
+func (s *Store) generateDevice(ctx context.Context) error {
+	err := s.checkAbsent(ctx, keystore.Device)
+	if err == nil {
+		_, err = s.create(ctx, keystore.Device)
+	}
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, store.ErrDamaged) {
+		return nil
+	}
+	return err
+}
+
+// checkAbsent returns fs.ErrExist if there is a key. Create decides; asking first
+// spares the work.
+func (s *Store) checkAbsent(ctx context.Context, role keystore.Role) error {
+	name, err := recordName(role)
+	if err != nil {
+		return err
+	}
+	_, err = s.records.Get(ctx, name)
+	if err == nil {
+		return fmt.Errorf("record %q: %w", name, fs.ErrExist)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// create makes a key and stores it.
+func (s *Store) create(ctx context.Context, role keystore.Role) (*signer, error) {
 	name, err := recordName(role)
 	if err != nil {
 		return nil, err
 	}
-	// Create decides; asking first spares the work.
-	switch _, err := s.records.Get(ctx, name); {
-	case err == nil:
-		return nil, fmt.Errorf("record %q: %w", name, fs.ErrExist)
-	case !errors.Is(err, fs.ErrNotExist):
+	if err := s.idle(ctx); err != nil {
 		return nil, err
 	}
 	secret, err := s.secret(ctx)
+	if err == nil {
+		err = checkSecret(secret, s.opts.Iterations)
+	}
+	var key crypto.Signer
+	if err == nil {
+		key, err = s.newKey(ctx)
+	}
 	if err != nil {
+		clear(secret)
 		return nil, err
 	}
-	if n := len(secret); n < longSecret && s.opts.Iterations < shortIterations {
-		clear(secret)
-		return nil, fmt.Errorf("%d iterations are too few for a secret of %d bytes: use %d, or a random secret of %d bytes",
-			s.opts.Iterations, n, DefaultIterations, longSecret)
-	}
-	type sealedKey struct {
-		key    crypto.Signer
-		record []byte
-	}
-	made, err := await(ctx, func() (sealedKey, error) {
+	record, err := await(ctx, s, func() ([]byte, error) {
 		defer clear(secret)
-		key, err := generateKey(s.opts.Algorithm)
-		if err != nil {
-			return sealedKey{}, err
-		}
-		record, err := makeRecord(name, key, secret, s.opts.Iterations)
-		return sealedKey{key, record}, err
+		return makeRecord(name, key, secret, s.opts.Iterations)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := s.records.Create(ctx, name, made.record); err != nil {
+	s.spare = nil // before it is stored, lest two roles get one key
+	if err := s.records.Create(ctx, name, record); err != nil {
 		return nil, err
 	}
-	return s.keep(role, made.key), nil
+	return s.keep(role, key), nil
+}
+
+// newKey makes a key, or takes one that was made for an earlier call.
+func (s *Store) newKey(ctx context.Context) (crypto.Signer, error) {
+	if s.spare != nil {
+		return s.spare, nil
+	}
+	return await(ctx, s, func() (crypto.Signer, error) {
+		key, err := generateKey(s.opts.Algorithm)
+		if err == nil {
+			s.spare = key
+		}
+		return key, err
+	})
 }
 
 func (s *Store) keep(role keystore.Role, key crypto.Signer) *signer {
@@ -267,6 +336,24 @@ func (s *Store) secret(ctx context.Context) ([]byte, error) {
 	return bytes.Clone(secret), nil
 }
 
+// checkSecret refuses a secret that would not protect a key.
+func checkSecret(secret []byte, iterations int) error {
+	switch n := len(secret); {
+	case n < minSecret:
+		return fmt.Errorf("the secret has %d bytes, need %d or more: use %d random ones", n, minSecret, longSecret)
+	case isAll(secret, 0x00), isAll(secret, 0xff):
+		return fmt.Errorf("the secret is all %#02x: has the fuse been burnt that it comes from?", secret[0])
+	case n < longSecret && iterations < shortIterations:
+		return fmt.Errorf("%d iterations are too few for a secret of %d bytes: use %d, or a random secret of %d bytes",
+			iterations, n, DefaultIterations, longSecret)
+	}
+	return nil
+}
+
+func isAll(data []byte, value byte) bool {
+	return bytes.Count(data, []byte{value}) == len(data)
+}
+
 func recordName(role keystore.Role) (string, error) {
 	switch role {
 	case keystore.Enrolment, keystore.Device:
@@ -282,22 +369,37 @@ func generateKey(a Algorithm) (crypto.Signer, error) {
 	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 }
 
-// await runs f, which does not know of contexts, and returns early if the
-// context ends; f then runs to its end unheard.
-func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
-	type outcome struct {
-		value T
-		err   error
+// idle waits for the work that a cancelled call left behind, so that there is
+// never more than one such. Only then may await be called.
+func (s *Store) idle(ctx context.Context) error {
+	if s.busy == nil {
+		return nil
 	}
-	done := make(chan outcome, 1)
+	select {
+	case <-s.busy:
+		s.busy = nil
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// await runs f, which does not know of contexts, and returns early if the
+// context ends; f then runs to its end unheard, and the store is busy until it
+// has.
+func await[T any](ctx context.Context, s *Store, f func() (T, error)) (T, error) {
+	var value T
+	var err error
+	done := make(chan struct{})
 	go func() {
-		value, err := f()
-		done <- outcome{value, err}
+		defer close(done)
+		value, err = f()
 	}()
 	select {
-	case o := <-done:
-		return o.value, o.err
+	case <-done:
+		return value, err
 	case <-ctx.Done():
+		s.busy = done
 		var zero T
 		return zero, ctx.Err()
 	}

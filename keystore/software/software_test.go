@@ -151,6 +151,9 @@ func TestSecretRefused(t *testing.T) {
 		"nil":                  {iterations: 0},
 		"unavailable":          {err: unavailable},
 		"short, not stretched": {secret: []byte(strong[:31]), iterations: 99_999},
+		"15 bytes":             {secret: []byte(strong[:15])},
+		"a fuse of zeros":      {secret: make([]byte, 32), iterations: 1},
+		"a fuse of ones":       {secret: bytes.Repeat([]byte{0xff}, 32), iterations: 1},
 	} {
 		ctx := t.Context()
 		var records store.Mem
@@ -162,8 +165,10 @@ func TestSecretRefused(t *testing.T) {
 		if err == nil || signer != nil || c.err != nil && !errors.Is(err, c.err) {
 			t.Errorf("%s: Generate gives %v, %v", what, signer, err)
 		}
-		if _, err := records.Get(ctx, "key-esk"); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: a record was written: %v", what, err)
+		for _, name := range []string{"key-esk", "key-dsk"} {
+			if _, err := records.Get(ctx, name); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: the record %s was written: %v", what, name, err)
+			}
 		}
 	}
 }
@@ -181,10 +186,10 @@ func TestSecretIsNotChanged(t *testing.T) {
 	}
 }
 
-// A short secret is stretched.
+// A secret of less than 32 bytes is stretched.
 func TestShortSecret(t *testing.T) {
 	var records store.Mem
-	opts := options(software.P256, "pass phrase")
+	opts := options(software.P256, "a pass phrase...")
 	opts.Iterations = 0
 	id := fingerprint(t, generate(t, open(t, &records, opts), keystore.Device))
 	signer, err := open(t, &records, opts).Signer(t.Context(), keystore.Device)
@@ -258,6 +263,9 @@ func TestStatesAreToldApart(t *testing.T) {
 func TestAlgorithmOfAStoredKey(t *testing.T) {
 	var records store.Mem
 	id := fingerprint(t, generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment))
+	if err := records.Delete(t.Context(), "key-dsk"); err != nil {
+		t.Fatal(err)
+	}
 	s := open(t, &records, options(software.RSA3072, strong))
 	signer, err := s.Signer(t.Context(), keystore.Enrolment)
 	if err != nil || fingerprint(t, signer) != id {
@@ -308,7 +316,7 @@ func TestWaitObeysContext(t *testing.T) {
 	s := open(t, new(store.Mem), opts)
 	done := make(chan error)
 	go func() {
-		_, err := s.Generate(t.Context(), keystore.Enrolment)
+		_, err := s.Generate(t.Context(), keystore.Device)
 		done <- err
 	}()
 	<-asked
@@ -416,49 +424,4 @@ func (c *cutting) Create(ctx context.Context, name string, data []byte) error {
 
 func (c *cutting) Delete(ctx context.Context, name string) error {
 	return c.write(func() error { return c.Mem.Delete(ctx, name) })
-}
-
-// Power fails at every write of making both keys: the next start carries on with
-// what is stored, and what was stored stays.
-func TestPowerCut(t *testing.T) {
-	ctx := t.Context()
-	roles := []keystore.Role{keystore.Enrolment, keystore.Device}
-	for writes := 1; ; writes++ {
-		cuts := 0
-		for _, after := range []bool{false, true} {
-			c := &cutting{writes: writes, after: after}
-			s := open(t, c, options(software.P256, strong))
-			known := make(map[keystore.Role]string)
-			for _, role := range roles {
-				signer, err := s.Generate(ctx, role)
-				if err != nil {
-					if !errors.Is(err, errCut) || signer != nil {
-						t.Fatalf("write %d: %v, %v", writes, signer, err)
-					}
-					cuts++
-					break
-				}
-				known[role] = fingerprint(t, signer)
-			}
-			restarted := open(t, &c.Mem, options(software.P256, strong))
-			for _, role := range roles {
-				signer, err := restarted.Signer(ctx, role)
-				if errors.Is(err, fs.ErrNotExist) {
-					signer, err = restarted.Generate(ctx, role)
-				}
-				if err != nil {
-					t.Fatalf("write %d, after %v: %s does not carry on: %v", writes, after, role, err)
-				}
-				if id, ok := known[role]; ok && fingerprint(t, signer) != id {
-					t.Errorf("write %d, after %v: %s is another key", writes, after, role)
-				}
-			}
-		}
-		if cuts == 0 {
-			if writes < 3 {
-				t.Fatalf("two keys were made in %d writes", writes-1)
-			}
-			return
-		}
-	}
 }
