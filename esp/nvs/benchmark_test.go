@@ -1,6 +1,8 @@
 package nvs
 
 import (
+	"encoding/binary"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -73,4 +75,57 @@ func (m *metered) Program(off int64, data []byte) error {
 func (m *metered) EraseSector(off int64) error {
 	m.erased++
 	return m.Image.EraseSector(off)
+}
+
+// BenchmarkOpenHostile opens partitions that are as bad as they come: half of the
+// entries are namespaces, the other half values in the one named last, and every
+// second page is damaged. It reports the time for each page as a multiple of that
+// of the smallest one, which stays
+// near 1 (sorting makes it grow a little) if opening takes linear time.
+func BenchmarkOpenHostile(b *testing.B) {
+	var smallest float64
+	for _, pages := range []int{256, 1024, 4096} {
+		b.Run(strconv.Itoa(pages*SectorSize>>20)+" MiB", func(b *testing.B) {
+			m := hostileNames(pages)
+			for b.Loop() {
+				if _, err := OpenReader(m, m.Size(), Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			each := float64(b.Elapsed().Nanoseconds()) / float64(b.N) / float64(pages)
+			if pages == 256 {
+				smallest = each
+			}
+			b.ReportMetric(each/smallest, "times-smallest")
+		})
+	}
+}
+
+// hostileNames is a partition full of namespaces. The headers of its odd pages
+// have a wrong bit; all else is as it should be.
+func hostileNames(pages int) Image {
+	m := NewImage(pages * SectorSize)
+	for no := range pages {
+		page := m[no*SectorSize:][:SectorSize]
+		h := header(uint32(no))
+		binary.LittleEndian.PutUint32(h[:], uint32(stateFull))
+		h[versionOff+1] ^= byte(no % 2)
+		copy(page, h[:])
+		for i := range pageSlots {
+			n := no*pageSlots + i
+			e := newEntry(0, U8, noChunk, strconv.Itoa(n))
+			switch {
+			case n == pages*pageSlots-1:
+				e[24] = 254
+			case i%2 == 0:
+				e[24] = byte(n % 253)
+			default:
+				e = newEntry(254, U8, noChunk, strconv.Itoa(n))
+			}
+			e.seal()
+			copy(page[entriesOff+i*entrySize:], e[:])
+			page[tableOff+i/4] &^= byte(^slotWritten&3) << (i % 4 * 2)
+		}
+	}
+	return m
 }

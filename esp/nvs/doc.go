@@ -31,6 +31,16 @@
 // erase and which ESP-IDF never looks at; Open does the same for what it finds
 // left behind. [Options.LeaveErased] turns that off.
 //
+// # One value under a key
+//
+// Setting a value replaces the one that is there, whatever its type. ESP-IDF
+// does the same from v5.2 on, unless CONFIG_NVS_LEGACY_DUP_KEYS_COMPATIBILITY
+// gives back what it did before: a value of another type stays beside the new
+// one, and each is found by its type. What such a build left is read here as
+// it reads it, and goes when the key is set. Up to v5.3.1 a blob still left a
+// value of another type in place, and v5.5 no longer does: this package
+// follows v5.5.
+//
 // # Damage
 //
 // A power cut never looks like damage. What does, a failed checksum in an
@@ -58,4 +68,5 @@
 // Facts: ESP-IDF v5.3.1 (components/nvs_flash/src: nvs_page.cpp,
 // nvs_pagemanager.cpp, nvs_storage.cpp, nvs_types.cpp,
 // nvs_encrypted_partition.cpp) and what its library and its generator wrote.
+// v5.5 has the same format.
 package nvs

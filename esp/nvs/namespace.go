@@ -228,7 +228,7 @@ func (n *Namespace) index() (uint8, error) {
 		if err := p.set(0, n.name, U8, []byte{ns}); err != nil {
 			return 0, err
 		}
-		p.names = append(p.names, namespace{n.name, ns})
+		p.addName(namespace{n.name, ns})
 		return ns, nil
 	}
 	return 0, ErrNamespaces

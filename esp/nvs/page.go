@@ -49,6 +49,8 @@ type page struct {
 	bad   bool // header fails its checksum
 	odd   bool // header is sound but for a bit or the state; of no use without items
 
+	discarded bool // decided to be erased: nothing in it counts
+
 	flipped bool // a bit of the header was corrected, here, not in the flash
 
 	items   []item // ascending by entry

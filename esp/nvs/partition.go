@@ -44,8 +44,9 @@ type Partition struct {
 	seq   uint32  // of the next page
 
 	names  []namespace
-	damage []*Damage // what load found
-	stale  bool      // a write failed in the middle: load before anything else
+	named  [256]int32 // 1 + the place in names of the first of each index; 0: none
+	damage []*Damage  // what load found
+	stale  bool       // a write failed in the middle: load before anything else
 
 	buf, back [ProgramSize]byte
 }
@@ -244,12 +245,18 @@ func (p *Partition) Namespaces() ([]string, error) {
 }
 
 func (p *Partition) nsName(index uint8) (string, bool) {
-	for _, n := range p.names {
-		if n.index == index {
-			return n.name, true
-		}
+	if at := p.named[index]; at > 0 {
+		return p.names[at-1].name, true
 	}
 	return "", false
+}
+
+// addName adds a name; of several for one index the first counts.
+func (p *Partition) addName(n namespace) {
+	p.names = append(p.names, n)
+	if p.named[n.index] == 0 {
+		p.named[n.index] = int32(len(p.names))
+	}
 }
 
 func (p *Partition) nsIndex(name string) (uint8, bool) {

@@ -1,6 +1,8 @@
 package nvs
 
-// repair finishes or undoes one step of what was left half done, and reports
+import "slices"
+
+// repair finishes or undoes what was left half done, and reports
 // whether there was something. Every state that a cut during repair leaves is
 // one that resolve reads the same way.
 func (p *Partition) repair() (bool, error) {
@@ -22,17 +24,20 @@ func (p *Partition) repair() (bool, error) {
 	if repaired {
 		return true, nil
 	}
-	for _, pg := range p.list {
+	for _, pg := range slices.Clone(p.list) {
 		if len(p.free) == 0 || pg.state != stateFreeing && !pg.flipped {
 			continue
 		}
 		if err := p.setState(pg, stateFreeing); err != nil {
 			return false, err
 		}
-		return true, p.evacuate(pg)
+		if err := p.evacuate(pg); err != nil {
+			return false, err
+		}
+		repaired = true
 	}
-	if p.leave {
-		return false, nil
+	if repaired || p.leave {
+		return repaired, nil
 	}
 	for _, pg := range p.list {
 		for _, r := range pg.unwiped {

@@ -2,9 +2,9 @@ package nvs
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
-	"sort"
 )
 
 // ref is an item and its page.
@@ -24,11 +24,15 @@ func (p *Partition) resolve() error {
 	if err != nil {
 		return err
 	}
-	x := index{p, refs}
-	if err := x.eachKey(x.resolveChunk); err != nil {
+	all := index{p, refs}
+	if err := all.eachKey(all.resolveChunk); err != nil {
 		return err
 	}
-	if err := x.eachKey(x.resolveKey); err != nil {
+	chunks, err := all.newest()
+	if err != nil {
+		return err
+	}
+	if err := all.eachKey(chunks.resolveKey); err != nil {
 		return err
 	}
 	for _, r := range refs {
@@ -36,16 +40,23 @@ func (p *Partition) resolve() error {
 			r.it.mark |= markDead // its index is gone, or not yet written
 		}
 	}
-	if err := p.keepDamagedPages(x); err != nil {
+	left, err := all.newest()
+	if err != nil {
 		return err
 	}
+	if err := p.keepDamagedPages(left); err != nil {
+		return err
+	}
+	p.dropDiscarded()
 	p.sweep()
+	p.dropDiscarded()
 	return p.loadNames()
 }
 
 // resolveFreeing decides which of the page that is being freed and the one
 // that its items are being copied to counts. The other one is to be erased.
 func (p *Partition) resolveFreeing() error {
+	defer p.dropDiscarded()
 	n := len(p.list)
 	at := slices.IndexFunc(p.list, func(pg *page) bool { return pg.state == stateFreeing })
 	if at < 0 || n < 2 || at == n-1 {
@@ -96,11 +107,17 @@ func (p *Partition) contains(a, b *page) (bool, error) {
 	return true, nil
 }
 
-// discard moves a page from the list to those to be erased.
+// discard adds a page to those to be erased; dropDiscarded takes it off the list.
 func (p *Partition) discard(pg *page) {
-	p.list = slices.DeleteFunc(p.list, func(q *page) bool { return q == pg })
+	pg.discarded = true
 	p.dirty = append(p.dirty, pg)
-	p.damage = slices.DeleteFunc(p.damage, func(d *Damage) bool { return d.Page == pg.no })
+}
+
+// dropDiscarded takes all discarded pages off the list at once: a hostile
+// partition may have thousands.
+func (p *Partition) dropDiscarded() {
+	p.list = slices.DeleteFunc(p.list, func(pg *page) bool { return pg.discarded })
+	p.damage = slices.DeleteFunc(p.damage, func(d *Damage) bool { return p.pages[d.Page].discarded })
 }
 
 // sorted returns the readable items of the listed pages by hash, then by
@@ -184,24 +201,45 @@ func (x index) eachKey(f func([]ref) error) error {
 	return nil
 }
 
-// find returns the newest item of that name that is not dead.
+// newest returns the index of the newest item of each name that is not dead.
+func (x index) newest() (index, error) {
+	only := index{x.p, nil}
+	err := x.eachKey(func(same []ref) error {
+		for _, r := range same {
+			if !r.it.is(markDead) {
+				only.refs = append(only.refs, r)
+				break
+			}
+		}
+		return nil
+	})
+	return only, err
+}
+
+// find returns the item of that name. It takes an index of the newest.
 func (x index) find(ns uint8, key []byte, chunk uint8) (ref, bool, error) {
 	hash := hashOf(ns, key, chunk)
-	i := sort.Search(len(x.refs), func(i int) bool { return x.refs[i].it.hash >= hash })
-	for ; i < len(x.refs) && x.refs[i].it.hash == hash; i++ {
-		r := x.refs[i]
-		if r.it.is(markDead) || r.it.ns != ns || r.it.chunk != chunk {
-			continue
+	var failed error
+	i, ok := slices.BinarySearchFunc(x.refs, key, func(r ref, key []byte) int {
+		if c := cmp.Compare(r.it.hash, hash); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(r.it.ns, ns); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(r.it.chunk, chunk); c != 0 {
+			return c
 		}
 		e, err := x.p.entry(r.pg, r.it)
 		if err != nil {
-			return ref{}, false, err
+			failed = err
 		}
-		if bytes.Equal(e.key(), key) {
-			return r, true, nil
-		}
+		return bytes.Compare(e.key(), key)
+	})
+	if failed != nil || !ok {
+		return ref{}, false, failed
 	}
-	return ref{}, false, nil
+	return x.refs[i], true, nil
 }
 
 // resolveChunk keeps the newest of the chunks of one number.
@@ -290,7 +328,7 @@ func (x index) keepChunks(r ref) (bool, error) {
 // from those that are damaged: these are not to be erased. Neither has a sound
 // header, or state.
 func (p *Partition) keepDamagedPages(x index) error {
-	for _, pg := range slices.Clone(p.list) {
+	for _, pg := range p.list {
 		if !pg.odd {
 			continue
 		}
@@ -342,7 +380,7 @@ func (x index) nowhereElse(pg *page) (lost int, err error) {
 
 // sweep moves the items that do not count to the garbage.
 func (p *Partition) sweep() {
-	for _, pg := range slices.Clone(p.list) {
+	for _, pg := range p.list {
 		kept := pg.items[:0]
 		for _, it := range pg.items {
 			if it.is(markDead) {
@@ -371,7 +409,7 @@ func (p *Partition) loadNames() error {
 			if err != nil {
 				return err
 			}
-			p.names = append(p.names, namespace{e.name(), e.value()[0]})
+			p.addName(namespace{e.name(), e.value()[0]})
 		}
 	}
 	var noted [256]bool

@@ -11,6 +11,7 @@ import (
 // items. It says of each page what is in it, without regard to the others.
 func (p *Partition) scan() error {
 	p.list, p.free, p.dirty, p.damage, p.names = nil, nil, nil, nil, nil
+	clear(p.named[:])
 	p.seq = 0
 	var found tally
 	for no := range p.pages {

@@ -34,6 +34,9 @@
 // method that is ESP-IDF's esp_ds_sign, and [EFuse]. Package dstest has a
 // software model of both.
 //
+// Chips: SOC_DIG_SIGN_SUPPORTED and SOC_RSA_MAX_BIT_LEN of ESP-IDF's soc_caps.h.
+// The ESP32-C2 and C61 have no RSA accelerator and no such peripheral.
+//
 // Formats and error codes are those of ESP-IDF v5.3 (esp_ds.h, esp_ds_err.h,
 // esp_efuse.h) and of the chapter "Digital Signature" in the chips' technical
 // reference manuals.
