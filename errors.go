@@ -60,7 +60,7 @@ var (
 	ErrGeneral            error = CodeGeneral            // whatever has no code of its own; the wrapped error says what
 	ErrInvalidParameter   error = CodeInvalidParameter   // a value given by the caller
 	ErrCACerts            error = CodeCACerts            // the issuing certificates, or a device certificate that does not chain to them
-	ErrCommunication      error = CodeCommunication      // the instance could not be reached, or is not the one that was pinned
+	ErrCommunication      error = CodeCommunication      // the instance, or DialHub's hub, could not be reached, or is not the one that was pinned
 	ErrValueNotAvailable  error = CodeValueNotAvailable  // the instance has no such thing for this device, or not yet
 	ErrStorage            error = CodeStorage            // the Store failed, a record is damaged, or a Slot could not be read
 	ErrNotInitialised     error = CodeNotInitialised     // no instance is known: provision the device or call SetInstance
@@ -103,7 +103,7 @@ var codeTexts = map[Code]string{
 	CodeGeneral:            "failed",
 	CodeInvalidParameter:   "invalid parameter",
 	CodeCACerts:            "certificate chain not acceptable",
-	CodeCommunication:      "communication with the instance failed",
+	CodeCommunication:      "communication failed",
 	CodeValueNotAvailable:  "not available",
 	CodeStorage:            "storage failed",
 	CodeNotInitialised:     "not initialised: no instance is known",

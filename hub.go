@@ -27,8 +27,8 @@ import (
 // began.
 //
 // Roots and name are those of now. The certificate and its key are looked up at
-// each handshake, so that the Config serves on after Enrol has run again. If the
-// hub's name or roots are others by then, the handshake fails, before the
+// each handshake, so that the Config serves on after Enrol has run again, and
+// after Close. If the hub's name or roots are others by then, the handshake fails, before the
 // certificate is presented, and says that the Config is out of date; Client.DialHub
 // always takes those of now.
 //
@@ -48,7 +48,7 @@ func (c *Client) HubTLSConfig(ctx context.Context) (*tls.Config, error) {
 		MinVersion: tls.VersionTLS12,
 		Time:       c.now,
 		VerifyConnection: func(tls.ConnectionState) error {
-			_, err := c.enrolledAt(c.life, hub)
+			_, err := c.enrolledAt(context.WithoutCancel(c.life), hub)
 			return hubError(context.Background(), err)
 		},
 		// See transport.TLS: Certificates would silently send none to a hub

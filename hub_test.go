@@ -173,7 +173,8 @@ func TestHubCertificateOfNow(t *testing.T) {
 	keys.device = anotherKey()
 	third := l.enrol(t)
 	require.NotEqual(t, second.PublicKey, third.PublicKey)
-	require.NoError(t, l.connect(t, cfg))
+	require.NoError(t, l.device.Close())
+	require.NoError(t, l.connect(t, cfg), "after Close")
 	assert.Equal(t, third.Raw, (<-l.seen).Raw)
 }
 
@@ -273,6 +274,23 @@ func TestHubHasChanged(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestHubChangesInTheHandshake: what is for the new hub is not presented to the
+// one that was verified.
+func TestHubChangesInTheHandshake(t *testing.T) {
+	l := newHubLife(t)
+	l.enrol(t)
+	cfg := l.config(t)
+	verify := cfg.VerifyConnection
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		err := verify(state)
+		l.policy("localhost", l.addr.Port, l.id.Leaf)
+		l.enrol(t)
+		return err
+	}
+	require.ErrorContains(t, l.connect(t, cfg), "call HubTLSConfig again")
+	assert.Empty(t, l.seen)
 }
 
 // TestHubMovesWithinItsName: the same roots in another order are no change, and

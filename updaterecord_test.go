@@ -176,14 +176,18 @@ func TestOfferOfWhatRuns(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		says quarklink.FirmwareInfo
+		from int // downloads before
 	}{
-		{"by digest", quarklink.FirmwareInfo{SHA256: digest}},
-		{"by version", quarklink.FirmwareInfo{Version: long}},
+		{"by digest", quarklink.FirmwareInfo{SHA256: digest}, 1},
+		{"by version", quarklink.FirmwareInfo{Version: long}, 1},
+		{"by digest, from the factory on", quarklink.FirmwareInfo{SHA256: digest}, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newField(t)
 			publish(t, f.server, "image", long)
-			require.NoError(t, f.update(t, f.start(t, quarklink.FirmwareInfo{})))
+			if test.from > 0 {
+				require.NoError(t, f.update(t, f.start(t, quarklink.FirmwareInfo{})))
+			}
 			c := f.start(t, test.says)
 			answerStatus(f.server, c.DeviceID(),
 				fmt.Sprintf(`"firmware": {"size": 5, "version": "%s", "sha256": "%x"}`, long, digest))
@@ -193,7 +197,7 @@ func TestOfferOfWhatRuns(t *testing.T) {
 				assert.Nil(t, status.Firmware)
 				require.ErrorIs(t, f.update(t, c), quarklink.ErrNoUpdate)
 			}
-			assert.Equal(t, 1, f.downloads())
+			assert.Equal(t, test.from, f.downloads())
 		})
 	}
 }
