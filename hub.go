@@ -48,7 +48,7 @@ func (c *Client) HubTLSConfig(ctx context.Context) (*tls.Config, error) {
 		MinVersion: tls.VersionTLS12,
 		Time:       c.now,
 		VerifyConnection: func(tls.ConnectionState) error {
-			_, err := c.enrolledAt(context.WithoutCancel(c.life), hub)
+			_, err := c.enrolledAt(c.life, hub)
 			return hubError(context.Background(), err)
 		},
 		// See transport.TLS: Certificates would silently send none to a hub

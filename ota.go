@@ -277,11 +277,7 @@ func (c *Client) verify(ctx context.Context, m *Manifest, o FirmwareOptions) err
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("verify image: %w", err)
-	if code, ok := verdict(err); ok {
-		return withCode(code, err)
-	}
-	return err
+	return verifierError(fmt.Errorf("verify image: %w", err))
 }
 
 // readBack reads a slot until its context ends, and notes whether that failed:
@@ -315,17 +311,18 @@ func (r *readBack) failure() error {
 	return nil
 }
 
-// verdict returns the code that a Verifier's error stands for, if it has one.
-func verdict(err error) (Code, bool) {
+// verifierError gives a Verifier's error the code that its FirmwareCode method
+// names, if it has one. One that wraps a Code has that.
+func verifierError(err error) error {
 	var coded interface{ FirmwareCode() int }
-	if errors.As(err, &coded) {
-		if code := Code(coded.FirmwareCode()); isVerdict(code) {
-			return code, true
-		}
-		return CodeUpdate, true
+	if !errors.As(err, &coded) {
+		return err
 	}
-	var code Code
-	return code, errors.As(err, &code) && isVerdict(code)
+	code := Code(coded.FirmwareCode())
+	if !isVerdict(code) {
+		code = CodeUpdate
+	}
+	return withCode(code, err)
 }
 
 func isVerdict(code Code) bool {

@@ -228,12 +228,25 @@ func TestActivateFails(t *testing.T) {
 
 // answerStatus has the instance answer Status with the device's ID and whatever
 // is given, without any check.
-func answerStatus(server *quarklinktest.Server, id quarklink.DeviceID, more string) {
+func answerStatus(server *quarklinktest.Server, id quarklink.DeviceID, state quarklink.State, more string) {
 	server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(
 		func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
-			fmt.Fprintf(w, `{"deviceID": %q, "state": "enrolled", %s}`, id, more)
+			fmt.Fprintf(w, `{"deviceID": %q, "state": %q, %s}`, id, state.String(), more)
 		})))
+}
+
+// TestUpdateOfARevokedDevice: it gets none, whatever the instance offers.
+func TestUpdateOfARevokedDevice(t *testing.T) {
+	server, c := newMember(t, quarklinktest.Batch{})
+	answerStatus(server, c.DeviceID(), quarklink.StateRevoked, fmt.Sprintf(`"firmware": {"size": 5, "sha256": "%064x"}`, 7))
+	status, err := c.Status(t.Context())
+	require.NoError(t, err)
+	assert.False(t, status.NeedsUpdate())
+	_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+	require.ErrorIs(t, err, quarklink.ErrDeviceRevoked)
+	onlyCode(t, err)
+	assert.Zero(t, server.Stats().Calls[quarklinktest.CallFirmware])
 }
 
 // TestAnnouncedSizes: an image without bytes, or with fewer, is refused before
@@ -245,7 +258,8 @@ func TestAnnouncedSizes(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			server, c := newMember(t, quarklinktest.Batch{})
-			answerStatus(server, c.DeviceID(), fmt.Sprintf(`"firmware": {"size": %d, "sha256": "%064x"}`, size, 7))
+			answerStatus(server, c.DeviceID(), quarklink.StateEnrolled,
+				fmt.Sprintf(`"firmware": {"size": %d, "sha256": "%064x"}`, size, 7))
 			slot := newSlot(t, 1<<20)
 			_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot, Verifier: anything})
 			require.ErrorIs(t, err, want)

@@ -27,7 +27,7 @@ func TestPollAfter(t *testing.T) {
 	} {
 		t.Run(said, func(t *testing.T) {
 			server, c := newMember(t, quarklinktest.Batch{})
-			answerStatus(server, c.DeviceID(), `"pollAfter": `+said)
+			answerStatus(server, c.DeviceID(), quarklink.StateEnrolled, `"pollAfter": `+said)
 			status, err := c.Status(t.Context())
 			require.NoError(t, err)
 			assert.Equal(t, want, status.PollAfter)

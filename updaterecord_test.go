@@ -189,7 +189,7 @@ func TestOfferOfWhatRuns(t *testing.T) {
 				require.NoError(t, f.update(t, f.start(t, quarklink.FirmwareInfo{})))
 			}
 			c := f.start(t, test.says)
-			answerStatus(f.server, c.DeviceID(),
+			answerStatus(f.server, c.DeviceID(), quarklink.StateEnrolled,
 				fmt.Sprintf(`"firmware": {"size": 5, "version": "%s", "sha256": "%x"}`, long, digest))
 			for range 3 {
 				status, err := c.Status(t.Context())
