@@ -5,9 +5,10 @@
 // A private key never leaves its store: no interface here exports one. The one
 // method of [KeyStore] is all that a store must have; what more it can do it
 // says with a further interface that is found by type assertion: [Generator]
-// for a store that makes keys, [Restricted] for a signer that cannot make every
-// signature of its key type. The check of package keystoretest says whether a
-// store keeps what is promised here.
+// for a store that makes keys, [Rotator] for one that can replace the Device
+// key, [Restricted] for a signer that cannot make every signature of its key
+// type. The checks of package keystoretest say whether a store keeps what is
+// promised here.
 package keystore
 
 import (
@@ -38,7 +39,9 @@ type KeyStore interface {
 	// Signer returns the key of that role; the store decides how it is held.
 	// An absent key is fs.ErrNotExist, and that is the only case in which a
 	// caller may make one: a damaged key, or a chip that does not answer, is
-	// any other error.
+	// any other error. A key that is damaged for good, so that no secret and no
+	// patience will open it, is store.ErrDamaged: a Device key of which a store
+	// says so is replaced, if the store is a [Rotator].
 	//
 	// A store that has one key for everything returns it for both roles.
 	//

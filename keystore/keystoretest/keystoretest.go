@@ -31,7 +31,8 @@ import (
 // ([keystore.Restricted]), and hold ECDSA, RSA or Ed25519 keys. At least one key
 // must be there or be made: if the store is a [keystore.Generator] Test generates
 // the keys that are absent, and those stay, on a chip for good. To see all of its
-// checks run it on a fresh store and once more on the same.
+// checks run it on a fresh store and once more on the same. What a
+// [keystore.Rotator] promises besides, [TestRotator] checks.
 //
 // Test makes some hundred signatures. It counts the process's goroutines and, where
 // the system tells, its file descriptors; therefore nothing else should start or end
@@ -45,11 +46,16 @@ func Test(ctx context.Context, open func(context.Context) (keystore.KeyStore, er
 
 func test(ctx context.Context, open func(context.Context) (keystore.KeyStore, error), patience, limit time.Duration) error {
 	c := &checker{ctx: ctx, opener: open, patience: patience, limit: limit}
-	if err := guard(func() error { c.run(); return nil }); err != nil {
+	return c.test(c.run)
+}
+
+// test runs the checks and returns what they found.
+func (c *checker) test(checks func()) error {
+	if err := guard(func() error { checks(); return nil }); err != nil {
 		c.found("the store %w; contract: it never panics", err)
 	}
 	c.close()
-	if err := ctx.Err(); err != nil {
+	if err := c.ctx.Err(); err != nil {
 		c.findings = append(c.findings, fmt.Errorf("keystoretest: not finished: %w", err))
 	}
 	return errors.Join(c.findings...)

@@ -1,7 +1,8 @@
 // Package software keeps a device's keys in a [store.Store], encrypted at rest.
 //
 // It serves devices without a secure element, and tests. Keys are P-256 or
-// RSA-3072, one record per [keystore.Role], named key-esk and key-dsk: a
+// RSA-3072, one record per [keystore.Role], named key-esk and key-dsk, and
+// key-dsk-next for a device key that is to follow (see [Store.Stage]): a
 // PKCS #8 EncryptedPrivateKeyInfo in PEM (RFC 5958, RFC 7468 section 11),
 // encrypted with PBES2 (RFC 8018): PBKDF2 with HMAC-SHA-256, then AES-256-CBC.
 // In a [store.Dir] such a record is a file that openssl opens:
@@ -94,7 +95,7 @@ const (
 	shortIterations = 100_000 // the least for a shorter one
 )
 
-// Store is a [keystore.Generator] whose keys are records of a [store.Creator].
+// Store is a [keystore.Rotator] whose keys are records of a [store.Creator].
 // It is safe for concurrent use, also by several processes on one store: keys
 // are created exclusively, so that processes which start at once end with one
 // identity.
@@ -111,8 +112,6 @@ type Store struct {
 	busy    chan struct{} // closed when the work ends that a cancelled call left behind; nil if none did
 	spare   crypto.Signer // made but not stored yet, for the next call; not to be looked at while busy
 }
-
-var _ keystore.Generator = (*Store)(nil)
 
 // New returns a key store on st. It neither reads nor writes anything yet.
 // Options without a Secret, with an unknown Algorithm or with Iterations out of
@@ -147,7 +146,7 @@ func New(st store.Creator, opts Options) (*Store, error) {
 // with PKCS #1 v1.5 or, given *rsa.PSSOptions, PSS. It is safe for concurrent use
 // and shows nothing of the private key, also when printed.
 func (s *Store) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
-	done, err := s.take(ctx)
+	done, err := s.takeFor(ctx, role)
 	if err != nil {
 		return nil, fmt.Errorf("software: open %s: %w", role, err)
 	}
@@ -170,7 +169,7 @@ func (s *Store) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, 
 // Generate of [keystore.Device] is for a device key that was lost, or never made
 // by an older version.
 func (s *Store) Generate(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
-	done, err := s.take(ctx)
+	done, err := s.takeFor(ctx, role)
 	if err != nil {
 		return nil, fmt.Errorf("software: generate %s: %w", role, err)
 	}
@@ -180,6 +179,14 @@ func (s *Store) Generate(ctx context.Context, role keystore.Role) (crypto.Signer
 		return nil, fmt.Errorf("software: generate %s: %w", role, err)
 	}
 	return signer, nil
+}
+
+// takeFor is take for a role that has to be one.
+func (s *Store) takeFor(ctx context.Context, role keystore.Role) (done func(), err error) {
+	if err := checkRole(role); err != nil {
+		return nil, err
+	}
+	return s.take(ctx)
 }
 
 // take waits for the caller's turn, or until the context ends.
@@ -199,10 +206,7 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 	if signer, ok := s.signers[role]; ok {
 		return signer, nil
 	}
-	name, err := recordName(role)
-	if err != nil {
-		return nil, err
-	}
+	name := recordName(role)
 	record, err := s.records.Get(ctx, name)
 	if err != nil {
 		return nil, err
@@ -256,11 +260,8 @@ func (s *Store) generateDevice(ctx context.Context) error {
 // checkAbsent returns fs.ErrExist if there is a key. Create decides; asking first
 // spares the work.
 func (s *Store) checkAbsent(ctx context.Context, role keystore.Role) error {
-	name, err := recordName(role)
-	if err != nil {
-		return err
-	}
-	_, err = s.records.Get(ctx, name)
+	name := recordName(role)
+	_, err := s.records.Get(ctx, name)
 	if err == nil {
 		return fmt.Errorf("record %q: %w", name, fs.ErrExist)
 	}
@@ -272,10 +273,7 @@ func (s *Store) checkAbsent(ctx context.Context, role keystore.Role) error {
 
 // create makes a key and stores it.
 func (s *Store) create(ctx context.Context, role keystore.Role) (*signer, error) {
-	name, err := recordName(role)
-	if err != nil {
-		return nil, err
-	}
+	name := recordName(role)
 	if err := s.idle(ctx); err != nil {
 		return nil, err
 	}
@@ -354,13 +352,14 @@ func isAll(data []byte, value byte) bool {
 	return bytes.Count(data, []byte{value}) == len(data)
 }
 
-func recordName(role keystore.Role) (string, error) {
-	switch role {
-	case keystore.Enrolment, keystore.Device:
-		return "key-" + string(role), nil
+func checkRole(role keystore.Role) error {
+	if role != keystore.Enrolment && role != keystore.Device {
+		return fmt.Errorf("unknown role %q: %w", role, fs.ErrInvalid)
 	}
-	return "", fmt.Errorf("unknown role %q: %w", role, fs.ErrInvalid)
+	return nil
 }
+
+func recordName(role keystore.Role) string { return "key-" + string(role) }
 
 func generateKey(a Algorithm) (crypto.Signer, error) {
 	if a == RSA3072 {
