@@ -1386,28 +1386,3 @@ func TestPersistThenAct(t *testing.T) {
 		t.Errorf("writes:\n%s\nwant\n%s", strings.Join(st.log, "\n"), strings.Join(want, "\n"))
 	}
 }
-
-// TestRecordsFitNVS: everything that a provisioned and enrolled device keeps fits
-// twice into the 28 KiB that a 32 KiB NVS partition has for data.
-func TestRecordsFitNVS(t *testing.T) {
-	server := newServer(t, quarklinktest.Options{InMemory: true})
-	st := new(store.Mem)
-	c := newClient(t, st, at(server))
-	member(t, server, c, quarklinktest.Batch{})
-	must(t, c.SetInstance(t.Context(), server.Instance()))
-	if _, err := c.Enrol(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	total := 0
-	for _, name := range []string{"instance", "enrolment", "csr", "key-esk", "key-dsk"} {
-		data, err := st.Get(t.Context(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		total += len(data)
-	}
-	t.Logf("%d bytes", total)
-	if 2*total > 28<<10 {
-		t.Errorf("%d bytes do not fit twice", total)
-	}
-}

@@ -38,7 +38,9 @@ func TestDamagedDeviceKey(t *testing.T) {
 	spoil(t, st, "key-dsk")
 
 	var log bytes.Buffer
-	c := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	c := newClient(t, st, at(server), func(cfg *quarklink.Config) {
+		cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
 	status, err := c.Status(ctx)
 	require.NoError(t, err)
 	assert.False(t, status.HasEnrolment)

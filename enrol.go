@@ -93,7 +93,7 @@ func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
 		return nil, err
 	}
 	e.accept(certificate, e.certifies(dsk) && !c.expired(e.Certificate))
-	if err := c.putEnrolment(ctx, e); err != nil {
+	if err := c.putAccepted(ctx, e); err != nil {
 		return nil, err
 	}
 	if err := c.whereTo(ctx, s, e); err != nil {
@@ -327,6 +327,17 @@ func (c *Client) before(ctx context.Context) (*enrolled, error) {
 	}
 	e.instance, e.waiting = boundTo(i), nil
 	return e, nil
+}
+
+// putAccepted stores a certificate whose connection details have not come. Where
+// there is no room for it beside the old one it takes that one's place.
+func (c *Client) putAccepted(ctx context.Context, e *enrolled) error {
+	err := c.putEnrolment(ctx, e)
+	if err != nil && e.next != nil {
+		e.replace(*e.next)
+		err = c.putEnrolment(ctx, e)
+	}
+	return err
 }
 
 func (c *Client) expired(cert *x509.Certificate) bool { return c.now().After(cert.NotAfter) }

@@ -2,8 +2,6 @@ package quarklink_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -343,15 +341,7 @@ func padded(size int) func(*x509.Certificate) {
 func TestPostQuantumSizes(t *testing.T) {
 	const size = 8 << 10
 	ctx := t.Context()
-	root := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<33, 0)}
-	padded(size)(root)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	der, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
-	require.NoError(t, err)
-	hubRoot, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-
+	hubRoot := paddedRoot(t, size)
 	st := new(store.Mem)
 	server := newServer(t, quarklinktest.Options{InMemory: true})
 	c := newClient(t, st, at(server))
@@ -364,12 +354,14 @@ func TestPostQuantumSizes(t *testing.T) {
 	for _, cert := range append(first.CACerts, first.Certificate) {
 		assert.Greater(t, len(cert.Raw), size)
 	}
+	require.NoError(t, server.Expire(c.DeviceID()))
 	server.Fault(quarklinktest.CallConnection, quarklinktest.Refuse(404, "", 0).Times(1))
 	_, err = c.Enrol(ctx)
-	require.Error(t, err)
+	require.ErrorContains(t, err, "on purpose")
 	kept, err := newClient(t, st, at(server)).Enrolment()
 	require.NoError(t, err)
 	assert.NotNil(t, kept.Hub)
+	assert.True(t, kept.Certificate.Equal(first.Certificate), "there is room for both")
 	second, err := c.Enrol(ctx)
 	require.NoError(t, err)
 	assert.False(t, second.Certificate.Equal(first.Certificate))

@@ -151,13 +151,15 @@ func (e *enrolled) accept(c certified, oldServes bool) {
 	switch {
 	case c.certificate.Equal(e.Certificate):
 		e.certify(c)
-		return
 	case oldServes && e.complete() && !e.stale:
 		e.next = &c
-		if len(encodeEnrolment(e)) <= maxRecord {
-			return
-		} // else there is no room for both
+	default:
+		e.replace(c)
 	}
+}
+
+// replace puts a certificate in force before its connection details have come.
+func (e *enrolled) replace(c certified) {
 	e.certify(c)
 	e.stale = e.connection != nil
 }

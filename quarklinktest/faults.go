@@ -2,6 +2,7 @@ package quarklinktest
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -208,11 +209,17 @@ func ForeignIssuer() Fault { return forged(forgeIssuer) }
 
 // Reissue answers an enrolment or [CallCACerts] with certificates that change
 // has changed: the right ones, signed again by the same issuers over the same
-// keys. ExtraExtensions are added, Extensions are not looked at.
+// keys, each once. ExtraExtensions are added, Extensions are not looked at.
 func Reissue(change func(*x509.Certificate)) Fault {
+	made := map[[32]byte]*x509.Certificate{} // by SHA-256 of the right one; Server.mu guards it
 	return forged(func(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
 		var again []*x509.Certificate
 		for _, cert := range right {
+			digest := sha256.Sum256(cert.Raw)
+			if made[digest] != nil {
+				again = append(again, made[digest])
+				continue
+			}
 			issuer, err := s.pki.issuerOf(cert)
 			if err != nil {
 				return nil, err
@@ -224,6 +231,7 @@ func Reissue(change func(*x509.Certificate)) Fault {
 			if err != nil {
 				return nil, err
 			}
+			made[digest] = changed
 			again = append(again, changed)
 		}
 		return again, nil
