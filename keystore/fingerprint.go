@@ -85,13 +85,31 @@ func subjectPublicKeyInfo(pub crypto.PublicKey) ([]byte, error) {
 	return der(tagSequence, []byte(algorithm), der(tagBitString, []byte(unusedBits), key)), nil
 }
 
+// PointOf returns the uncompressed point of a public key that is a [Point], an
+// *ecdsa.PublicKey (of any release of Go) or an *ecdh.PublicKey. Another key,
+// and one that is nil or incomplete, is an error. It does not look at what Bytes
+// returns: a key on another curve has another length.
+func PointOf(pub crypto.PublicKey) ([]byte, error) {
+	pub = asPoint(pub)
+	if v := reflect.ValueOf(pub); v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, errors.New("public key is a nil pointer")
+	}
+	switch pub := pub.(type) {
+	case Point:
+		if incomplete(pub) {
+			return nil, errors.New("public key is incomplete")
+		}
+		return pub.Bytes()
+	case interface{ Bytes() []byte }: // an *ecdh.PublicKey, which is on its curve
+		return pub.Bytes(), nil
+	}
+	return nil, fmt.Errorf("unsupported public key type %T: it is no point", pub)
+}
+
 // pointKey tells the curve by the length of the point.
 func pointKey(pub Point) (algorithm string, point []byte, err error) {
-	if incomplete(pub) {
-		return "", nil, errors.New("ECDSA public key is nil or incomplete")
-	}
-	if point, err = pub.Bytes(); err != nil {
-		return "", nil, fmt.Errorf("ECDSA public key: %w", err)
+	if point, err = PointOf(pub); err != nil {
+		return "", nil, fmt.Errorf("elliptic curve public key: %w", err)
 	}
 	switch len(point) {
 	case 1 + 2*32:
@@ -108,19 +126,14 @@ func pointKey(pub Point) (algorithm string, point []byte, err error) {
 	return algorithm, point, nil
 }
 
-// incomplete reports whether pub is a nil pointer, or points to a struct with a
-// field that is nil: an *ecdsa.PublicKey without coordinates would panic.
+// incomplete reports whether pub points to a struct with a field that is nil: an
+// *ecdsa.PublicKey without coordinates would panic.
 func incomplete(pub Point) bool {
 	v := reflect.ValueOf(pub)
-	if v.Kind() != reflect.Pointer {
+	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 		return false
 	}
-	if v.IsNil() {
-		return true
-	}
-	if v = v.Elem(); v.Kind() != reflect.Struct {
-		return false
-	}
+	v = v.Elem()
 	for i := 0; i < v.NumField(); i++ {
 		field := v.Field(i)
 		if kind := field.Kind(); (kind == reflect.Pointer || kind == reflect.Interface) && field.IsNil() {

@@ -9,9 +9,16 @@
 // number, the locks and the limits. Then it runs the conformance check that
 // every key store passes, which makes some hundred signatures.
 //
-// It changes nothing in a chip unless told to: -generate makes a key where there
-// is none, and -provision gives a blank chip its configuration, for ever, after
-// showing what it will write and asking.
+// It changes nothing in a chip unless told to: -provision gives a blank chip its
+// configuration, for ever, after showing what it will write and asking;
+// -generate makes a key where there is none; -lock then locks the enrolment
+// key's slot, for ever, after asking. Until that is done anyone who can write to
+// the bus can replace the device's identity. The slot of a device key of its own
+// (-device-slot) stays open, so that the key can be renewed.
+//
+// Several processes may use one chip if each of them takes the same lock around
+// every call: here an flock(2) of the bus device, which [atecc608.Options].Lock
+// takes and gives back.
 package main
 
 import (
@@ -33,6 +40,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/atecc608"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/goecdsa"
 	"github.com/quarklink-go/quarklink/keystore/keystoretest"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
@@ -43,7 +51,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	p := program{in: os.Stdin, out: os.Stdout, open: openBus}
+	p := program{in: os.Stdin, out: os.Stdout, open: openBus, lock: lockFile}
 	if err := p.run(ctx, os.Args[1:]); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "keys:", err)
@@ -65,14 +73,16 @@ type program struct {
 	in    io.Reader
 	out   io.Writer
 	open  func(path string) (atecc608.Bus, io.Closer, error)
-	clock atecc608.Clock // nil: the system's
+	lock  func(path string) func(context.Context) (func(), error) // nil: none
+	clock atecc608.Clock                                          // nil: the system's
 }
 
 type settings struct {
 	i2c, software, secret string
 	address               uint16
 	slots                 atecc608.Slots
-	generate, provision   bool
+
+	generate, provision, lock bool
 }
 
 func (p *program) parse(args []string) (settings, error) {
@@ -85,6 +95,7 @@ func (p *program) parse(args []string) (settings, error) {
 	flags.IntVar(&s.slots.Device, "device-slot", 0, "the chip's slot for the device key")
 	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip where there is none")
 	flags.BoolVar(&s.provision, "provision", false, "give a blank chip its configuration, FOR EVER, after asking")
+	flags.BoolVar(&s.lock, "lock", false, "lock the enrolment key's slot, FOR EVER, after asking")
 	flags.StringVar(&s.software, "software", "", "`folder` of keys in software")
 	flags.StringVar(&s.secret, "secret", "", "`file` with the secret of these keys (default: beside the folder, with .secret added to its name)")
 	if err := flags.Parse(args); err != nil {
@@ -146,7 +157,11 @@ func openSoftware(s settings) (keystore.KeyStore, error) {
 }
 
 func (p *program) chip(ctx context.Context, bus atecc608.Bus, s settings) error {
-	chip, err := atecc608.Open(ctx, bus, atecc608.Options{Address: s.address, Clock: p.clock})
+	opts := atecc608.Options{Address: s.address, ECDSA: goecdsa.P256{}, Clock: p.clock}
+	if p.lock != nil {
+		opts.Lock = p.lock(s.i2c)
+	}
+	chip, err := atecc608.Open(ctx, bus, opts)
 	if err != nil {
 		return err
 	}
@@ -165,7 +180,15 @@ func (p *program) chip(ctx context.Context, bus atecc608.Bus, s settings) error 
 	if err := p.show(ctx, keys); err != nil {
 		return err
 	}
-	config := chip.Config()
+	if s.lock {
+		if err := p.lockSlot(ctx, chip, s.slots.Enrolment); err != nil {
+			return err
+		}
+	}
+	config, err := chip.Config(ctx)
+	if err != nil {
+		return err
+	}
 	if config.SlotConfig(s.slots.Enrolment).LimitedUse() || config.SlotConfig(s.slots.Device).LimitedUse() {
 		fmt.Fprintln(p.out, "conformance:    not checked, because the key's uses are limited")
 		return nil
@@ -179,7 +202,11 @@ type readOnly struct{ keystore.KeyStore }
 // provision shows the plan, and carries it out if the answer is the chip's
 // serial number.
 func (p *program) provision(ctx context.Context, chip *atecc608.Chip, slots atecc608.Slots) error {
-	want, err := chip.Config().WithSigningKeys(slots.Enrolment, slots.Device)
+	have, err := chip.Config(ctx)
+	if err != nil {
+		return err
+	}
+	want, err := have.WithSigningKeys(slots.Enrolment, slots.Device)
 	if err != nil {
 		return err
 	}
@@ -191,18 +218,46 @@ func (p *program) provision(ctx context.Context, chip *atecc608.Chip, slots atec
 	if plan.Done() {
 		return nil
 	}
-	serial := fmt.Sprintf("%x", plan.Have.Serial())
-	fmt.Fprintf(p.out, "Type the serial number to go on: ")
-	answer := bufio.NewScanner(p.in)
-	if !answer.Scan() || answer.Text() != serial {
-		return errors.New("not provisioned: that was not the serial number")
+	if err := p.ask(plan.Have); err != nil {
+		return err
 	}
 	return chip.Provision(ctx, plan)
 }
 
+// lockSlot locks the enrolment key's slot if the answer is the chip's serial
+// number.
+func (p *program) lockSlot(ctx context.Context, chip *atecc608.Chip, slot int) error {
+	config, err := chip.Config(ctx)
+	if err != nil {
+		return err
+	}
+	if config.SlotLocked(slot) {
+		fmt.Fprintf(p.out, "slot %-2d         is locked already\n", slot)
+		return nil
+	}
+	fmt.Fprintf(p.out, "lock slot %d FOR EVER: its key can never be replaced. This cannot be undone.\n", slot)
+	if err := p.ask(config); err != nil {
+		return err
+	}
+	return chip.LockSlot(ctx, slot)
+}
+
+// ask wants the chip's serial number for an answer.
+func (p *program) ask(config atecc608.Config) error {
+	fmt.Fprintf(p.out, "Type the serial number to go on: ")
+	answer := bufio.NewScanner(p.in)
+	if !answer.Scan() || answer.Text() != fmt.Sprintf("%x", config.Serial()) {
+		return errors.New("nothing was done: that was not the serial number")
+	}
+	return nil
+}
+
 // describe prints what the chip's configuration says.
 func (p *program) describe(ctx context.Context, chip *atecc608.Chip, slots atecc608.Slots) error {
-	config := chip.Config()
+	config, err := chip.Config(ctx)
+	if err != nil {
+		return err
+	}
 	fmt.Fprintf(p.out, "chip:           ATECC608, revision %x, address 0x%02x\n", config.Revision(), chip.Address())
 	fmt.Fprintf(p.out, "serial number:  %x\n", config.Serial())
 	fmt.Fprintf(p.out, "configuration:  %s\n", lock(config.Locked()))

@@ -66,6 +66,15 @@ func TestChip(t *testing.T) {
 			t.Errorf("no %q in:\n%s", part, out)
 		}
 	}
+	if out, err := on(t, chip, "no\n", "-i2c", "bus", "-lock"); err == nil || !strings.Contains(out, "cannot be undone") {
+		t.Errorf("a slot is locked without asking: %v\n%s", err, out)
+	}
+	if out, err := on(t, chip, "0123514c6b2e9017ee\n", "-i2c", "bus", "-lock"); err != nil {
+		t.Errorf("-lock: %v\n%s", err, out)
+	}
+	if out, err := on(t, chip, "", "-i2c", "bus", "-lock"); err != nil || !strings.Contains(out, "locked already") {
+		t.Errorf("-lock twice: %v\n%s", err, out)
+	}
 	again, err := on(t, chip, "", "-i2c", "bus")
 	if err != nil || deviceID(t, again) != deviceID(t, out) {
 		t.Errorf("%v\n%s", err, again)

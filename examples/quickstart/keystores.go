@@ -10,6 +10,7 @@ import (
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/atecc608"
 	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/goecdsa"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds"
 	"github.com/quarklink-go/quarklink/keystore/esp32ds/dstest"
 	"github.com/quarklink-go/quarklink/keystore/software"
@@ -44,11 +45,15 @@ func (p *play) openSoftware(context.Context) (keystore.KeyStore, error) {
 // openATECC608 provisions the chip if it is blank: on a real one that cannot be
 // undone, and a program would ask first.
 func (p *play) openATECC608(ctx context.Context, bus atecc608.Bus) (keystore.KeyStore, error) {
-	chip, err := atecc608.Open(ctx, bus, atecc608.Options{})
+	chip, err := atecc608.Open(ctx, bus, atecc608.Options{ECDSA: goecdsa.P256{}})
 	if err != nil {
 		return nil, err
 	}
-	if config := chip.Config(); !config.DataLocked() {
+	config, err := chip.Config(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !config.DataLocked() {
 		want, err := config.WithSigningKeys(0)
 		if err != nil {
 			return nil, err

@@ -9,14 +9,19 @@ import (
 	"errors"
 	"io/fs"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/atecc608"
 	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/goecdsa"
 )
 
 // What the operations cost on the bus, counted by the model. cryptoauthlib
@@ -28,8 +33,8 @@ var costs = []struct {
 	sign  int // transactions at most
 	key   int
 }{
-	{"never busy", nil, 9, 6},
-	{"longest times", atecctest.MaxTimes, 11, 8},
+	{"never busy", atecctest.NeverBusy, 8, 6},
+	{"longest times", atecctest.MaxTimes, 10, 8},
 }
 
 func TestTransactions(t *testing.T) {
@@ -149,7 +154,7 @@ func TestUnknownState(t *testing.T) {
 			tx(junk, 0)
 		},
 		"power cycle":     r.model.PowerCycle,
-		"watchdog is due": func() { wake(); r.clock.Advance(1299 * time.Millisecond) },
+		"watchdog is due": func() { wake(); r.clock.Advance(699 * time.Millisecond) },
 	} {
 		disturb()
 		if _, err := signer.Sign(nil, digest[:], crypto.SHA256); err != nil {
@@ -200,6 +205,7 @@ func TestFindTheChip(t *testing.T) {
 			model.SetClock(clock.Now)
 			if s.awake {
 				model.Wake()
+				clock.Advance(tWHI)
 				model.Tx(atecctest.DefaultAddress, nil, make([]byte, 4))
 			}
 			var bus atecc608.Bus = model
@@ -242,7 +248,7 @@ func (b deafBus) Tx(addr uint16, w, r []byte) error {
 
 func TestWakeHook(t *testing.T) {
 	clock := new(atecctest.Clock)
-	model := atecctest.New(atecctest.Options{WakeTime: tWHI, Config: provisioned()})
+	model := atecctest.New(atecctest.Options{Config: provisioned()})
 	model.SetClock(clock.Now)
 	pulses := 0
 	_, err := atecc608.Open(t.Context(), deafBus{model}, atecc608.Options{
@@ -271,12 +277,12 @@ func TestOtherChip(t *testing.T) {
 // A call ends with its context, or when its time is over, and the next works.
 func TestBounds(t *testing.T) {
 	const timeout = 200 * time.Millisecond
-	r := newRig(t, atecctest.Options{Config: provisioned()}, atecc608.Options{Timeout: timeout})
+	r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.NeverBusy}, atecc608.Options{Timeout: timeout})
 	signer := generate(t, r.chip.KeyStore(atecc608.Slots{}), keystore.Enrolment)
 	digest := sha256.Sum256(nil)
 
 	r.model.SetFaults(func(tr atecctest.Transaction) atecctest.Fault {
-		if tr.Addr != 0 && tr.Read == 0 && tr.Opcode == 0 { // polls are never answered
+		if tr.Read == 67 { // the signature never comes
 			return atecctest.NACK
 		}
 		return atecctest.NoFault
@@ -307,7 +313,8 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// A call waits for its turn no longer than its context or its time.
+// A call waits for its turn no longer than its context or its time, which the
+// clock of the options tells: the test's own never plays a part.
 func TestTurn(t *testing.T) {
 	const timeout = 100 * time.Millisecond
 	clock := new(atecctest.Clock)
@@ -315,40 +322,45 @@ func TestTurn(t *testing.T) {
 	model.SetClock(clock.Now)
 	bus := &blockingBus{Chip: model, block: make(chan struct{}), entered: make(chan struct{}, 1)}
 	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Timeout: timeout, Clock: clock})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
+	_, err = chip.Config(t.Context())
+	require.NoError(t, err)
 	bus.on.Store(true)
-	first := make(chan error, 1)
-	go func() { _, err := chip.Counter(t.Context(), 0); first <- err }()
+	counter := func(ctx context.Context) chan error {
+		done := make(chan error, 1)
+		go func() { _, err := chip.Counter(ctx, 0); done <- err }()
+		return done
+	}
+	first := counter(t.Context())
 	<-bus.entered
-	if _, err := chip.Counter(t.Context(), 0); !errors.Is(err, atecc608.ErrTimeout) {
-		t.Errorf("waiting for the turn: %v", err)
-	}
-	shown := make(chan atecc608.Config, 1)
-	go func() { shown <- chip.Config() }()
+
+	second := counter(t.Context())
 	select {
-	case config := <-shown:
-		if !config.Locked() {
-			t.Error("the configuration that is shown is another")
-		}
-	case <-time.After(10 * time.Second):
-		t.Error("Config waits for a bus that stands still")
+	case err := <-second:
+		t.Errorf("the clock stands still, but a call does not wait: %v", err)
+	case <-time.After(2 * timeout): // may pass by chance, never fail by it
 	}
+	config := configOfChip(t, chip)
+	assert.True(t, config.Locked(), "Config does not wait for a bus that stands still")
 	ctx, cancel := context.WithCancel(t.Context())
+	third := counter(ctx)
 	cancel()
-	if _, err := chip.Counter(ctx, 0); !errors.Is(err, context.Canceled) {
-		t.Errorf("waiting with a context that has ended: %v", err)
+	assert.ErrorIs(t, <-third, context.Canceled)
+	for waiting := true; waiting; { // until it has begun to wait, and the time has passed
+		clock.Advance(timeout)
+		select {
+		case err := <-second:
+			assert.ErrorIs(t, err, atecc608.ErrTimeout)
+			waiting = false
+		default:
+			runtime.Gosched()
+		}
 	}
-	clock.Advance(timeout)
 	bus.on.Store(false)
 	close(bus.block)
-	if err := <-first; !errors.Is(err, atecc608.ErrTimeout) {
-		t.Errorf("the call on a bus that stood still: %v", err)
-	}
-	if _, err := chip.Counter(t.Context(), 0); err != nil {
-		t.Errorf("afterwards: %v", err)
-	}
+	assert.ErrorIs(t, <-first, atecc608.ErrTimeout, "the call on a bus that stood still")
+	_, err = chip.Counter(t.Context(), 0)
+	assert.NoError(t, err, "afterwards")
 }
 
 // blockingBus stands still when it is switched on.
@@ -510,9 +522,9 @@ func (b *forgetfulBus) Tx(addr uint16, w, r []byte) error {
 }
 
 func TestLostDigest(t *testing.T) {
-	bus := &forgetfulBus{clock: new(atecctest.Clock), Chip: atecctest.New(atecctest.Options{Config: provisioned(), WakeTime: tWHI})}
+	bus := &forgetfulBus{clock: new(atecctest.Clock), Chip: atecctest.New(atecctest.Options{Config: provisioned()})}
 	bus.SetClock(bus.clock.Now)
-	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Clock: bus.clock})
+	chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Clock: bus.clock, ECDSA: goecdsa.P256{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package atecc608
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,11 +20,28 @@ type Bus interface {
 	Tx(addr uint16, w, r []byte) error
 }
 
-// Clock tells the time and waits. The driver uses no other.
+// Clock tells the time and waits. The driver uses no other. It is safe for
+// concurrent use.
+//
+// A call that waits for its turn sleeps on the clock meanwhile. On a virtual
+// clock that would make the time pass for the call that has the turn: a Clock
+// with a further method Wait, like Sleep but leaving it to others to move the
+// time on, is waited on with that. The Clock of atecctest has it.
 type Clock interface {
 	Now() time.Time
 	// Sleep returns nil after d, or the context's error as soon as it ends.
 	Sleep(ctx context.Context, d time.Duration) error
+}
+
+// ECDSA is what a host may do itself rather than ask the chip. Package goecdsa
+// has it from Go's crypto/ecdsa. It is safe for concurrent use.
+type ECDSA interface {
+	// PublicKey returns the form that the key has outside: what the Public of
+	// a [Signer] is.
+	PublicKey(key PublicKey) crypto.PublicKey
+	// Verify reports whether signature, R and S of 32 bytes each, big-endian,
+	// is one of the digest of 32 bytes.
+	Verify(key PublicKey, digest []byte, signature [64]byte) bool
 }
 
 const (
@@ -50,6 +68,17 @@ type Options struct {
 	// writes to address 0. It is called in the course of other calls and never
 	// overlaps with Bus.Tx.
 	Wake func(ctx context.Context) error
+	// ECDSA checks each signature that the chip makes, before it is returned,
+	// and says what the Public of a [Signer] is: goecdsa.P256{} is right
+	// wherever crypto/tls or crypto/x509 is to use the key. Nil is for a
+	// microcontroller without room for that: the chip verifies its signatures
+	// itself, which takes it twice as long, and Public is a [PublicKey].
+	ECDSA ECDSA
+	// Lock keeps other processes from the bus while a call uses the chip. It is
+	// called when the call's turn has come; ctx ends when the call's time does.
+	// unlock is called at the end of the turn. Nil: no other process uses the
+	// bus. On Linux an flock of the bus device does it: see examples/keys.
+	Lock func(ctx context.Context) (unlock func(), err error)
 	// Clock is for tests; nil: the system's.
 	Clock Clock
 }
@@ -63,32 +92,38 @@ type Chip struct {
 	address uint16
 	timeout time.Duration
 	pulse   func(ctx context.Context) error
+	ecdsa   ECDSA // nil: the chip itself
+	lock    func(ctx context.Context) (unlock func(), err error)
 	clock   Clock
 	life    context.Context // for calls that have none
 
-	turn chan struct{} // holds one token; who takes it owns link, config and empty
+	turn chan struct{} // holds one token; who takes it owns link, config, known and empty
 	link link
 
 	config Config              // as last read
+	known  bool                // it has been read
 	empty  [numSlots]time.Time // when the slot was last found empty
 
 	mu    sync.Mutex
-	shown Config // config as of the last turn, for those who have none
+	shown *Config // config as of the last turn, for those who have none; nil: not read yet
 }
 
-// Open finds the chip, whatever state it is in, and reads its configuration.
-// It changes nothing. ctx bounds Open alone; its values serve later calls that
-// have no context.
+// Open finds the chip, whatever state it is in, and asks what it is. It changes
+// nothing, and takes six transactions if all goes well. ctx bounds Open alone;
+// its values serve later calls that have no context.
 //
-// Errors: [ErrNoChip], [ErrAddress], [ErrBusSpeed]; errors.ErrUnsupported if
-// what answers is another chip, such as an ATECC508A; fs.ErrInvalid for an
-// address of more than 7 bits. A blank chip is no error here.
+// Errors: [ErrNoChip], [ErrAddress], [ErrOtherDevice], [ErrBusSpeed];
+// errors.ErrUnsupported if what answers is another chip of the family, such as
+// an ATECC508A; fs.ErrInvalid for an address of more than 7 bits. A blank chip
+// is no error here.
 func Open(ctx context.Context, bus Bus, opts Options) (*Chip, error) {
 	c := &Chip{
 		bus:     bus,
 		address: opts.Address,
 		timeout: opts.Timeout,
 		pulse:   opts.Wake,
+		ecdsa:   opts.ECDSA,
+		lock:    opts.Lock,
 		clock:   opts.Clock,
 		life:    context.WithoutCancel(ctx),
 		turn:    make(chan struct{}, 1),
@@ -109,11 +144,10 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Chip, error) {
 		c.clock = systemClock{}
 	}
 	err := c.do(ctx, "open", repeatable, func(l *call) error {
-		config, err := l.identify()
-		if errors.Is(err, ErrNoChip) {
+		err := l.identify()
+		if errors.Is(err, ErrNoChip) || errors.Is(err, ErrOtherDevice) {
 			return l.whyNoChip(err)
 		}
-		c.config = config
 		return err
 	})
 	if err != nil {
@@ -122,31 +156,40 @@ func Open(ctx context.Context, bus Bus, opts Options) (*Chip, error) {
 	return c, nil
 }
 
-// identify reads the configuration of a chip that says it is an ATECC608.
-func (l *call) identify() (Config, error) {
+// identify reads the first quarter of the configuration zone: it has the
+// revision and the clock divider. The rest is read when it is needed.
+func (l *call) identify() error {
 	const family = 0x60 // third byte of the revision
-	revision, err := l.exec(command{opcode: opInfo, reply: 4})
+	first, err := l.read(zoneConfig, 0, 32)
 	if err != nil {
-		return Config{}, err
+		return err
 	}
-	if revision[2] != family {
-		return Config{}, fmt.Errorf("the chip's revision is % x: no ATECC608: %w", revision, errors.ErrUnsupported)
+	var config Config
+	copy(config[:], first)
+	if revision := config.Revision(); revision[2] != family {
+		return fmt.Errorf("the chip's revision is % x: no ATECC608: %w", revision, errors.ErrUnsupported)
 	}
-	config, err := l.readConfig()
-	if err != nil {
-		return Config{}, err
-	}
-	l.slowness = config.slowness()
-	return config, nil
+	l.setSlowness(config.slowness())
+	return nil
 }
 
-// Config returns the configuration zone as [Open] read it, or as Provision,
-// Plan, or opening a signer has read it since. It does not use the chip, nor
-// wait for a call that does.
-func (c *Chip) Config() Config {
+// Config returns the configuration zone as it was last read: by Provision, Plan,
+// LockSlot, or opening a signer. Only if it never was does Config read it; else
+// it does not use the chip, nor wait for a call that does.
+func (c *Chip) Config(ctx context.Context) (Config, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.shown
+	shown := c.shown
+	c.mu.Unlock()
+	if shown != nil {
+		return *shown, nil
+	}
+	var config Config
+	err := c.do(ctx, "read the configuration", repeatable, func(l *call) error {
+		err := l.refresh()
+		config = l.config
+		return err
+	})
+	return config, err
 }
 
 // Address returns the I2C address, 7 bits.

@@ -20,6 +20,7 @@ import (
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/atecc608"
 	"github.com/quarklink-go/quarklink/keystore/atecc608/atecctest"
+	"github.com/quarklink-go/quarklink/keystore/atecc608/goecdsa"
 	"github.com/quarklink-go/quarklink/keystore/keystoretest"
 )
 
@@ -36,12 +37,9 @@ type rig struct {
 func newRig(t testing.TB, model atecctest.Options, opts atecc608.Options) *rig {
 	t.Helper()
 	r := &rig{clock: new(atecctest.Clock)}
-	if model.WakeTime == 0 {
-		model.WakeTime = tWHI
-	}
 	r.model = atecctest.New(model)
 	r.model.SetClock(r.clock.Now)
-	opts.Clock = r.clock
+	opts.Clock, opts.ECDSA = r.clock, goecdsa.P256{}
 	var err error
 	if r.chip, err = atecc608.Open(t.Context(), r.model, opts); err != nil {
 		t.Fatal(err)
@@ -67,7 +65,16 @@ func provisioned(change ...func(*[128]byte)) *[128]byte {
 // withKeys returns the chip's configuration with slots for signing keys.
 func withKeys(t testing.TB, chip *atecc608.Chip, slots ...int) atecc608.Config {
 	t.Helper()
-	config, err := chip.Config().WithSigningKeys(slots...)
+	config, err := configOfChip(t, chip).WithSigningKeys(slots...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func configOfChip(t testing.TB, chip *atecc608.Chip) atecc608.Config {
+	t.Helper()
+	config, err := chip.Config(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +117,7 @@ func TestLife(t *testing.T) {
 	if err := r.chip.Provision(ctx, plan); err != nil {
 		t.Fatal(err)
 	}
-	config := r.chip.Config()
+	config := configOfChip(t, r.chip)
 	if !config.Locked() || !config.DataLocked() {
 		t.Fatal("not locked")
 	}
@@ -147,7 +154,7 @@ func TestLife(t *testing.T) {
 		t.Fatalf("verify with another digest: %v", err)
 	}
 
-	if plan, err = r.chip.Plan(ctx, r.chip.Config()); err != nil || !plan.Done() {
+	if plan, err = r.chip.Plan(ctx, configOfChip(t, r.chip)); err != nil || !plan.Done() {
 		t.Fatalf("plan for a chip that is done: %v", err)
 	}
 	before := r.model.Stats()
@@ -160,7 +167,7 @@ func TestLife(t *testing.T) {
 	if err := r.chip.LockSlot(ctx, 0); err != nil {
 		t.Fatal(err)
 	}
-	if c := r.chip.Config(); !c.SlotLocked(0) || c.SlotLocked(1) {
+	if c := configOfChip(t, r.chip); !c.SlotLocked(0) || c.SlotLocked(1) {
 		t.Fatal("slot 0 alone should be locked")
 	}
 }
@@ -181,6 +188,7 @@ func TestConformance(t *testing.T) {
 func TestCommands(t *testing.T) {
 	ctx := t.Context()
 	config := provisioned()
+	config[20] |= 4         // slot 0: ECDH
 	config[cfgSlot8] = 0x00 // slot 8: read and written in clear
 	config[cfgSlot8+1] = 0x00
 	r := newRig(t, atecctest.Options{Config: config, Times: atecctest.MaxTimes}, atecc608.Options{})
@@ -278,7 +286,7 @@ func TestPermanentKey(t *testing.T) {
 		copy(config[96:], []byte{0x53, 0x00}) // KeyConfig[0]: ReqRandom
 	})
 	r.model.PowerCycle()
-	chip, err := atecc608.Open(ctx, r.model, atecc608.Options{Address: 0x35, Clock: r.clock})
+	chip, err := atecc608.Open(ctx, r.model, atecc608.Options{Address: 0x35, Clock: r.clock, ECDSA: goecdsa.P256{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +360,7 @@ func TestBadInput(t *testing.T) {
 		}
 	}
 
-	half := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) { c[86] = 0x55 })}, atecc608.Options{})
+	half := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) { c[86] = 0x55; c[20] |= 4 })}, atecc608.Options{})
 	keys := half.chip.KeyStore(atecc608.Slots{})
 	if _, err := keys.Signer(ctx, keystore.Enrolment); !errors.Is(err, atecc608.ErrDataUnlocked) {
 		t.Errorf("signer, data zone not locked: %v", err)
@@ -372,7 +380,7 @@ func TestBadInput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blank := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) { c[86], c[87] = 0x55, 0x55 })}, atecc608.Options{})
+	blank := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) { c[86], c[87] = 0x55, 0x55; c[20] |= 4 })}, atecc608.Options{})
 	for chip, want := range map[*atecc608.Chip]error{half.chip: atecc608.ErrDataUnlocked, blank.chip: atecc608.ErrConfigUnlocked} {
 		if err := chip.Verify(ctx, public, digest[:], signature); !errors.Is(err, want) {
 			t.Errorf("verify: %v; want %v", err, want)

@@ -2,13 +2,10 @@ package atecc608
 
 import (
 	"context"
-	"crypto/ecdh"
-	"crypto/ecdsa"
-	"encoding/asn1"
+	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"time"
 )
 
@@ -17,9 +14,9 @@ const (
 	blockOf32 = 0x80 // Read, Write: 32 bytes, not 4
 
 	zoneConfig = 0
+	zoneOTP    = 1
 	zoneData   = 2
 
-	infoRevision = 0
 	infoKeyValid = 1
 
 	nonceToDigest = 0x43 // pass 32 bytes through into the message digest buffer
@@ -72,6 +69,7 @@ func slotAddress(slot, offset int) uint16 {
 	return uint16(offset/32<<8 | slot<<3 | offset%32/4)
 }
 
+// readConfig reads the whole configuration zone, which is known from then on.
 func (l *call) readConfig() (Config, error) {
 	var config Config
 	for offset := 0; offset < len(config); offset += 32 {
@@ -81,16 +79,26 @@ func (l *call) readConfig() (Config, error) {
 		}
 		copy(config[offset:], block)
 	}
+	l.config, l.known = config, true
+	l.setSlowness(config.slowness())
 	return config, nil
+}
+
+// setSlowness notes the clock divider, with which all that was learnt of the
+// chip's times changes.
+func (l *call) setSlowness(slowness int) {
+	if l.slowness != slowness {
+		l.slowness, l.typical = slowness, nil
+	}
 }
 
 // Revision asks the chip for its revision: 00 00 60 02 is an ATECC608A,
 // 00 00 60 03 a 608B.
 func (c *Chip) Revision(ctx context.Context) ([4]byte, error) {
 	var revision [4]byte
-	err := c.do(ctx, "info", repeatable, func(l *call) error {
-		r, err := l.exec(command{opcode: opInfo, p1: infoRevision, reply: 4})
-		copy(revision[:], r)
+	err := c.do(ctx, "revision", repeatable, func(l *call) error {
+		first, err := l.read(zoneConfig, configAddress(cfgRevision), 4)
+		copy(revision[:], first)
 		return err
 	})
 	return revision, err
@@ -132,8 +140,8 @@ func isConstant(r []byte) bool {
 // error is fs.ErrNotExist if the chip says that there is no key, [ErrSlot],
 // [ErrConfigUnlocked] or [ErrDataUnlocked] if the configuration stands against
 // it.
-func (c *Chip) PublicKey(ctx context.Context, slot int) (*ecdsa.PublicKey, error) {
-	var key *ecdsa.PublicKey
+func (c *Chip) PublicKey(ctx context.Context, slot int) (PublicKey, error) {
+	var key PublicKey
 	err := c.do(ctx, fmt.Sprintf("public key of slot %d", slot), repeatable, func(l *call) error {
 		if err := l.checkSlot(slot); err != nil {
 			return err
@@ -159,52 +167,55 @@ func (l *call) checkSlot(slot int) error {
 // refresh reads the configuration again if it may have changed: with both zones
 // locked, what counts of it is for ever.
 func (l *call) refresh() error {
-	if l.config.Locked() && l.config.DataLocked() {
+	if l.known && l.config.Locked() && l.config.DataLocked() {
 		return nil
 	}
-	config, err := l.readConfig()
-	if err == nil {
-		l.config = config
-	}
+	_, err := l.readConfig()
 	return err
 }
 
 // publicKey asks for the public key first, because that works with any key that
 // is there. Only when the chip refuses does it ask whether there is one.
-func (l *call) publicKey(slot int) (*ecdsa.PublicKey, error) {
+func (l *call) publicKey(slot int) (PublicKey, error) {
 	xy, err := l.exec(command{opcode: opGenKey, p1: genKeyPublic, p2: uint16(slot), reply: 64})
 	if err == nil {
 		return parsePublic(xy)
 	}
 	if !errors.Is(err, StatusExecution) {
-		return nil, err
+		return PublicKey{}, err
 	}
-	valid, infoErr := l.exec(command{opcode: opInfo, p1: infoKeyValid, p2: uint16(slot), reply: 4})
+	valid, infoErr := l.keyValid(slot)
 	switch {
 	case infoErr != nil:
-		return nil, infoErr
-	case valid[0] == 0:
+		return PublicKey{}, infoErr
+	case !valid:
 		l.empty[slot] = l.clock.Now()
-		return nil, fmt.Errorf("slot %d holds no key: %w", slot, fs.ErrNotExist)
+		return PublicKey{}, fmt.Errorf("slot %d holds no key: %w", slot, fs.ErrNotExist)
 	}
-	return nil, fmt.Errorf("slot %d holds a key, but: %w: %w", slot, ErrSlot, err)
+	return PublicKey{}, fmt.Errorf("slot %d holds a key, but: %w: %w", slot, ErrSlot, err)
+}
+
+// keyValid asks whether the slot holds a key.
+func (l *call) keyValid(slot int) (bool, error) {
+	valid, err := l.exec(command{opcode: opInfo, p1: infoKeyValid, p2: uint16(slot), reply: 4})
+	return err == nil && valid[0] != 0, err
 }
 
 // parsePublic takes X and Y, 32 bytes each, big-endian.
-func parsePublic(xy []byte) (*ecdsa.PublicKey, error) {
-	point := append([]byte{4}, xy...)
-	if _, err := ecdh.P256().NewPublicKey(point); err != nil {
-		return nil, &failure{err: fmt.Errorf("the chip's public key: %w", err)}
+func parsePublic(xy []byte) (PublicKey, error) {
+	key := PublicKey(xy)
+	if !key.onCurve() {
+		return PublicKey{}, &failure{err: errors.New("the chip's public key is not on P-256")}
 	}
-	return publicFromPoint(point), nil
+	return key, nil
 }
 
 // GenerateKey makes a private key in the slot, 0 to 15, and returns its public
 // key once it is stored. It never overwrites: an existing key is fs.ErrExist.
 // The chip and the slot must be fit for signing, as for [Chip.PublicKey], and
 // the slot must allow keys to be made, else the error is [ErrSlot].
-func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, error) {
-	var key *ecdsa.PublicKey
+func (c *Chip) GenerateKey(ctx context.Context, slot int) (PublicKey, error) {
+	var key PublicKey
 	begun := false
 	// Trouble after the command was sent leaves open whether there is a key
 	// now. Repeating starts with looking, in the same turn: a key that was not
@@ -213,7 +224,7 @@ func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, err
 		if err := l.checkSlot(slot); err != nil {
 			return err
 		}
-		if begun || l.clock.Now().Sub(l.empty[slot]) > justNow {
+		if begun || l.lock != nil || l.clock.Now().Sub(l.empty[slot]) > justNow {
 			found, err := l.publicKey(slot)
 			if err == nil && begun {
 				key = found
@@ -241,7 +252,8 @@ func (c *Chip) GenerateKey(ctx context.Context, slot int) (*ecdsa.PublicKey, err
 }
 
 // justNow is how long a slot that was found empty, by [Chip.PublicKey] as a
-// rule, need not be asked again before a key is made in it.
+// rule, need not be asked again before a key is made in it. Where other
+// processes use the chip, [Options].Lock says so and it is asked again.
 const justNow = time.Second
 
 // loadDigest puts the digest where Sign and Verify take it from. It stays there
@@ -251,71 +263,80 @@ func (l *call) loadDigest(digest []byte) error {
 	return err
 }
 
-// sign returns R and S.
-func (l *call) sign(slot int, digest []byte) (r, s *big.Int, err error) {
+// sign signs the digest with the key in the slot.
+func (l *call) sign(slot int, digest []byte) (signature, error) {
 	if err := l.loadDigest(digest); err != nil {
-		return nil, nil, fmt.Errorf("load the digest: %w", err)
+		// Nothing has been signed yet, and no use of the key was counted.
+		return signature{}, fmt.Errorf("load the digest: %w", notExecuted(err))
 	}
 	out, err := l.exec(command{opcode: opSign, p1: signDigest, p2: uint16(slot), reply: 64})
 	if err != nil {
-		return nil, nil, err
+		return signature{}, err
 	}
-	return new(big.Int).SetBytes(out[:32]), new(big.Int).SetBytes(out[32:]), nil
+	return signature(out), nil
 }
 
-// ecdsaSignature is the ASN.1 form (RFC 3279 section 2.2.3).
-type ecdsaSignature struct{ R, S *big.Int }
-
 // Verify has the chip verify an ECDSA signature in ASN.1 of a SHA-256 digest
-// with a P-256 key that need not be the chip's. [ErrSignature]: it is wrong;
-// [ErrDigest]: the digest has not 32 bytes; fs.ErrInvalid: the key is not one
-// on P-256.
-func (c *Chip) Verify(ctx context.Context, key *ecdsa.PublicKey, digest, signature []byte) error {
+// with a P-256 key that need not be the chip's: a [PublicKey] or an
+// *ecdsa.PublicKey. [ErrSignature]: it is wrong; [ErrDigest]: the digest
+// has not 32 bytes; fs.ErrInvalid: the key is not one on P-256.
+func (c *Chip) Verify(ctx context.Context, key crypto.PublicKey, digest, signature []byte) error {
 	const step = "verify"
 	if len(digest) != 32 {
 		return fmt.Errorf("atecc608: %s: digest of %d bytes: %w", step, len(digest), ErrDigest)
 	}
-	point, err := pointOf(key)
+	public, err := publicKeyOf(key)
 	if err != nil {
 		return fmt.Errorf("atecc608: %s: %w", step, err)
 	}
-	var parsed ecdsaSignature
-	rest, err := asn1.Unmarshal(signature, &parsed)
-	if err != nil || len(rest) > 0 || !fits32(parsed.R) || !fits32(parsed.S) {
+	parsed, ok := parseSignature(signature)
+	if !ok {
 		return fmt.Errorf("atecc608: %s: malformed: %w", step, ErrSignature)
 	}
-	data := make([]byte, 128)
-	parsed.R.FillBytes(data[:32])
-	parsed.S.FillBytes(data[32:64])
-	copy(data[64:], point[1:])
-	return c.do(ctx, step, repeatable, func(l *call) error {
-		if err := l.loadDigest(digest); err != nil {
-			return err
-		}
-		_, err := l.exec(command{opcode: opVerify, p1: verifyDigest, p2: curveP256, data: data})
-		switch {
-		case errors.Is(err, StatusMismatch):
-			return fmt.Errorf("%w: %w", ErrSignature, err)
-		case errors.Is(err, StatusExecution):
-			if err = l.unlocked(err); err == StatusExecution { // the digest was lost meanwhile
-				return &failure{err: err}
-			}
-		}
-		return err
-	})
+	return c.do(ctx, step, repeatable, func(l *call) error { return l.verifyInChip(public, digest, parsed) })
 }
 
-func fits32(n *big.Int) bool { return n.Sign() > 0 && n.BitLen() <= 256 }
+// verify checks a signature by what Options.ECDSA says. [ErrSignature]: it is
+// wrong; a failure: that could not be found out.
+func (l *call) verify(key PublicKey, digest []byte, s *signature) error {
+	if l.ecdsa == nil {
+		return l.verifyInChip(key, digest, s)
+	}
+	if !l.ecdsa.Verify(key, digest, *s) {
+		return ErrSignature
+	}
+	return nil
+}
+
+func (l *call) verifyInChip(key PublicKey, digest []byte, s *signature) error {
+	if err := l.loadDigest(digest); err != nil {
+		return fmt.Errorf("load the digest: %w", err)
+	}
+	data := append(append(make([]byte, 0, 128), s[:]...), key[:]...)
+	_, err := l.exec(command{opcode: opVerify, p1: verifyDigest, p2: curveP256, data: data})
+	switch {
+	case errors.Is(err, StatusMismatch):
+		return fmt.Errorf("%w: %w", ErrSignature, err)
+	case errors.Is(err, StatusExecution):
+		if err = l.unlocked(err); err == StatusExecution { // the digest was lost meanwhile
+			return &failure{err: err}
+		}
+	}
+	return err
+}
 
 // ECDH returns the secret that the private key in the slot and the peer's
-// P-256 key share: the X coordinate, 32 bytes. [ErrSlot] if the slot may not do
-// that, or keeps the secret in the chip; fs.ErrInvalid for another curve.
-func (c *Chip) ECDH(ctx context.Context, slot int, peer *ecdh.PublicKey) ([]byte, error) {
+// P-256 key share: the X coordinate, 32 bytes. peer is a [PublicKey], an
+// *ecdh.PublicKey or an *ecdsa.PublicKey. [ErrSlot] if the
+// slot may not do that, or keeps the secret in the chip; fs.ErrInvalid for
+// another curve.
+func (c *Chip) ECDH(ctx context.Context, slot int, peer crypto.PublicKey) ([]byte, error) {
 	const compatible = 0 // the slot's configuration says where the secret goes
 	var secret []byte
 	err := c.do(ctx, fmt.Sprintf("ECDH with slot %d", slot), repeatable, func(l *call) error {
-		if peer == nil || peer.Curve() != ecdh.P256() {
-			return fmt.Errorf("the peer's key is not one on P-256: %w", fs.ErrInvalid)
+		public, err := publicKeyOf(peer)
+		if err != nil {
+			return fmt.Errorf("the peer's key: %w", err)
 		}
 		if slot < 0 || slot >= numSlots {
 			return fmt.Errorf("no slot %d, need 0 to 15: %w", slot, fs.ErrInvalid)
@@ -327,7 +348,7 @@ func (c *Chip) ECDH(ctx context.Context, slot int, peer *ecdh.PublicKey) ([]byte
 		if !k.Private() || !k.P256() || !s.ECDH() || s.ECDHToSlot() {
 			return fmt.Errorf("slot %d gives out no shared secret: %w", slot, ErrSlot)
 		}
-		out, err := l.exec(command{opcode: opECDH, p1: compatible, p2: uint16(slot), data: peer.Bytes()[1:], reply: 32})
+		out, err := l.exec(command{opcode: opECDH, p1: compatible, p2: uint16(slot), data: public[:], reply: 32})
 		if err != nil {
 			return l.unlocked(err)
 		}

@@ -11,17 +11,23 @@ import (
 type Config [128]byte
 
 const (
+	cfgRevision     = 4
 	cfgI2CAddress   = 16
+	cfgReserved17   = 17
 	cfgCountMatch   = 18
 	cfgChipMode     = 19
 	cfgSlotConfig   = 20
 	cfgCounters     = 52
 	cfgUseLock      = 68
+	cfgVolatileKey  = 69
+	cfgSecureBoot   = 70
+	cfgReserved75   = 75 // to 83
 	cfgUserExtra    = 84
 	cfgUserExtraAdd = 85
 	cfgLockData     = 86
 	cfgLockConfig   = 87
 	cfgSlotLocked   = 88
+	cfgChipOptions  = 90
 	cfgKeyConfig    = 96
 
 	unlocked = 0x55
@@ -76,93 +82,165 @@ func (c *Config) CountMatch() (slot int, enabled bool) {
 
 // slowness is the clock divider as a column of the table of times.
 func (c *Config) slowness() int {
-	switch c[cfgChipMode] & 0xf8 {
-	case 0x28:
+	switch c[cfgChipMode] & clockDivider {
+	case dividerM1:
 		return 1
-	case 0x68:
+	case dividerM2:
 		return 2
 	}
 	return 0
 }
+
+// The clock divider in ChipMode (cryptoauthlib, calib_command.h). Commands that
+// calculate take longer with each.
+const (
+	clockDivider = 0xf8
+	dividerM1    = 0x28
+	dividerM2    = 0x68
+)
+
+// Bits of SlotConfig and KeyConfig of a private key (cryptoauthlib,
+// calib_device.h; but GenKey and PrivWrite are where every chip has them, not
+// where that header's unused constants say).
+const (
+	slotExternalSign SlotConfig = 0x0001
+	slotInternalSign SlotConfig = 0x0002
+	slotECDH         SlotConfig = 0x0004
+	slotECDHToSlot   SlotConfig = 0x0008
+	slotLimitedUse   SlotConfig = 0x0020
+	slotEncryptRead  SlotConfig = 0x0040
+	slotSecret       SlotConfig = 0x0080
+	slotGenKey       SlotConfig = 0x2000
+	slotPrivWrite    SlotConfig = 0x4000
+
+	keyPrivate   KeyConfig = 0x0001
+	keyPubInfo   KeyConfig = 0x0002
+	keyTypeShift           = 2
+	keyP256      KeyConfig = 4
+	keyAES       KeyConfig = 6
+	keyOther     KeyConfig = 7
+	keyLockable  KeyConfig = 0x0020
+	keyReqAuth   KeyConfig = 0x0080
+	keyPersist   KeyConfig = 0x1000
+	keyReserved  KeyConfig = 0x2000
+)
 
 // SlotConfig says what may be done with a slot. Methods named for a private key
 // mean something else for other slots.
 type SlotConfig uint16
 
 // ExternalSign reports whether a private key signs digests that the host gives.
-func (s SlotConfig) ExternalSign() bool { return s&0x01 != 0 }
+func (s SlotConfig) ExternalSign() bool { return s&slotExternalSign != 0 }
 
 // ECDH reports whether a private key agrees on secrets.
-func (s SlotConfig) ECDH() bool { return s&0x04 != 0 }
+func (s SlotConfig) ECDH() bool { return s&slotECDH != 0 }
 
 // ECDHToSlot reports whether such a secret is stored in the next slot rather
 // than given out.
-func (s SlotConfig) ECDHToSlot() bool { return s&0x08 != 0 }
+func (s SlotConfig) ECDHToSlot() bool { return s&slotECDHToSlot != 0 }
 
 // LimitedUse reports whether each use counts against counter 0.
-func (s SlotConfig) LimitedUse() bool { return s&0x20 != 0 }
+func (s SlotConfig) LimitedUse() bool { return s&slotLimitedUse != 0 }
 
 // EncryptRead reports whether the slot is only read encrypted.
-func (s SlotConfig) EncryptRead() bool { return s&0x40 != 0 }
+func (s SlotConfig) EncryptRead() bool { return s&slotEncryptRead != 0 }
 
 // Secret reports whether the slot cannot be read in clear.
-func (s SlotConfig) Secret() bool { return s&0x80 != 0 }
+func (s SlotConfig) Secret() bool { return s&slotSecret != 0 }
 
 // GenKey reports whether a private key may be made when the data zone is locked.
-func (s SlotConfig) GenKey() bool { return s&0x2000 != 0 }
+func (s SlotConfig) GenKey() bool { return s&slotGenKey != 0 }
 
 // KeyConfig says what kind of key a slot holds.
 type KeyConfig uint16
 
 // Private reports whether the slot holds a private key of an elliptic curve.
-func (k KeyConfig) Private() bool { return k&0x01 != 0 }
+func (k KeyConfig) Private() bool { return k&keyPrivate != 0 }
 
 // PubInfo reports whether a private key's public key can be had.
-func (k KeyConfig) PubInfo() bool { return k&0x02 != 0 }
+func (k KeyConfig) PubInfo() bool { return k&keyPubInfo != 0 }
 
 // P256 reports whether the key is one on P-256.
-func (k KeyConfig) P256() bool { return k>>2&7 == 4 }
+func (k KeyConfig) P256() bool { return k.kind() == keyP256 }
+
+func (k KeyConfig) kind() KeyConfig { return k >> keyTypeShift & 7 }
 
 // Lockable reports whether the slot can be locked by itself.
-func (k KeyConfig) Lockable() bool { return k&0x20 != 0 }
+func (k KeyConfig) Lockable() bool { return k&keyLockable != 0 }
 
 // ReqAuth reports whether a use needs a prior authorisation with another key.
-func (k KeyConfig) ReqAuth() bool { return k&0x80 != 0 }
+func (k KeyConfig) ReqAuth() bool { return k&keyReqAuth != 0 }
 
 // WithSigningKeys returns the configuration with these slots, 0 to 7, set up for
-// keys as this package makes and uses them: P-256, made in the chip, also when
-// the data zone is locked; for signing and for ECDH; the slot lockable.
-// SlotConfig is 0x2087, KeyConfig 0x0033. Another slot is fs.ErrInvalid.
+// keys that sign and do nothing else: P-256, made in the chip, also when the data
+// zone is locked; the slot lockable. SlotConfig is 0x2081, KeyConfig 0x0033.
+// Another slot is fs.ErrInvalid.
+//
+// Until the slot is locked, whoever can write to the bus can replace the key.
+// For the enrolment key, the device's identity: Generate, then [Chip.LockSlot].
+// A slot of its own for the device key stays open, so that the key can be
+// renewed. [Config.WithKeys] has other uses.
 func (c Config) WithSigningKeys(slots ...int) (Config, error) {
+	return c.WithKeys(KeyUse{}, slots...)
+}
+
+// KeyUse is what a key may be used for besides signing digests that the host
+// gives. The zero value is nothing else.
+type KeyUse struct {
+	// ECDH: the key agrees on secrets too, and gives them out in clear
+	// ([Chip.ECDH]).
+	ECDH bool
+	// AlwaysRenewable: the slot can never be locked, so that nobody can keep
+	// the key from being made anew, nor it from being replaced. It is for a
+	// device key in a slot of its own, never for the enrolment key.
+	AlwaysRenewable bool
+}
+
+// WithKeys is [Config.WithSigningKeys] for keys of which more is asked.
+func (c Config) WithKeys(use KeyUse, slots ...int) (Config, error) {
+	slotConfig, keyConfig := slotExternalSign|slotSecret|slotGenKey, keyPrivate|keyPubInfo|keyP256<<keyTypeShift|keyLockable
+	if use.ECDH {
+		slotConfig |= slotECDH
+	}
+	if use.AlwaysRenewable {
+		keyConfig &^= keyLockable
+	}
 	for _, slot := range slots {
 		if slot < 0 || slot > 7 {
 			return Config{}, fmt.Errorf("atecc608: slot %d for a signing key, need 0 to 7: %w", slot, fs.ErrInvalid)
 		}
-		copy(c[cfgSlotConfig+2*slot:], []byte{0x87, 0x20})
-		copy(c[cfgKeyConfig+2*slot:], []byte{0x33, 0x00})
+		c[cfgSlotConfig+2*slot], c[cfgSlotConfig+2*slot+1] = byte(slotConfig), byte(slotConfig>>8)
+		c[cfgKeyConfig+2*slot], c[cfgKeyConfig+2*slot+1] = byte(keyConfig), byte(keyConfig>>8)
 	}
 	return c, nil
 }
 
 // signingSlot says why the slot cannot hold a signing key, if it cannot.
 func (c *Config) signingSlot(slot int) error {
-	s, k := c.SlotConfig(slot), c.KeyConfig(slot)
-	why := ""
 	switch {
 	case !c.Locked():
 		return ErrConfigUnlocked
 	case !c.DataLocked():
 		return ErrDataUnlocked
-	case !k.Private() || !k.P256():
-		why = "it is not for a P-256 private key"
-	case !s.ExternalSign():
-		why = "it may not sign"
-	case !k.PubInfo():
-		why = "its public key cannot be had"
-	case k.ReqAuth():
-		why = "its key needs an authorisation first"
-	default:
-		return nil
 	}
-	return fmt.Errorf("slot %d (SlotConfig %04x, KeyConfig %04x): %s: %w", slot, uint16(s), uint16(k), why, ErrSlot)
+	if why := c.cannotSign(slot); why != "" {
+		return fmt.Errorf("slot %d (SlotConfig %04x, KeyConfig %04x): %s: %w", slot, uint16(c.SlotConfig(slot)), uint16(c.KeyConfig(slot)), why, ErrSlot)
+	}
+	return nil
+}
+
+// cannotSign says what stands in SlotConfig and KeyConfig against a signing key.
+func (c *Config) cannotSign(slot int) string {
+	s, k := c.SlotConfig(slot), c.KeyConfig(slot)
+	switch {
+	case !k.Private() || !k.P256():
+		return "it is not for a P-256 private key"
+	case !s.ExternalSign():
+		return "it may not sign"
+	case !k.PubInfo():
+		return "its public key cannot be had"
+	case k.ReqAuth():
+		return "its key needs an authorisation first"
+	}
+	return ""
 }

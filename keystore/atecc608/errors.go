@@ -53,6 +53,8 @@ func (s Status) Error() string {
 var (
 	// ErrNoChip: nothing answers at the address.
 	ErrNoChip = errors.New("no ATECC608 answers: check power, wiring, the pull-ups and the address; the wake pulse needs a bus of at most 100 kHz that can write to address 0, or Options.Wake")
+	// ErrOtherDevice: something answers at the address that is no ATECC608.
+	ErrOtherDevice = errors.New("what answers there does not behave as an ATECC608: another device has this address, or the chip has another: set Options.Address")
 	// ErrAddress: a chip answers, but at another address.
 	ErrAddress = errors.New("the chip has another I2C address: set Options.Address")
 	// ErrBusSpeed: the chip is there but the wake pulse does not wake it, or
@@ -103,4 +105,14 @@ func (s Status) trouble() error {
 		return &failure{err: s}
 	}
 	return s
+}
+
+// notExecuted marks trouble that came before anything that must not be done
+// twice. Other errors pass.
+func notExecuted(err error) error {
+	var trouble *failure
+	if errors.As(err, &trouble) {
+		return &failure{err: err, notExecuted: true}
+	}
+	return err
 }

@@ -1,39 +1,48 @@
 package atecc608
 
-import (
-	"crypto/ecdsa"
-	"encoding/asn1"
-	"math/big"
-)
-
 // For the tests in package atecc608_test.
 
-func TNGCertificates(device, signer []byte, deviceKey, signerKey *ecdsa.PublicKey, serial [9]byte) ([]byte, []byte, error) {
-	return tngCertificates(device, signer, deviceKey, signerKey, serial)
-}
-
-func DeviceTBS(c []byte, key, signer *ecdsa.PublicKey, serial [9]byte) []byte {
-	cert := compressed(c)
-	tbs, err := cert.deviceTBS(key, signer, serial)
+// TBS returns what is signed of a device's and its signer's certificate, for a
+// part with that code in its OTP zone.
+func TBS(code string, device, signer []byte, deviceKey, signerKey PublicKey, serial [9]byte, eui48 string) (deviceTBS, signerTBS []byte, err error) {
+	content, err := tngContentOf(code, device, signer, deviceKey, signerKey, serial, eui48)
 	if err != nil {
-		panic(err)
+		return nil, nil, err
 	}
-	return tbs
+	return content.rebuild()
 }
 
-func SignerTBS(c []byte, key *ecdsa.PublicKey) []byte {
-	cert := compressed(c)
-	tbs, err := cert.signerTBS(key)
+// Issued returns a certificate in DER.
+func Issued(compressedCert, tbs []byte) []byte {
+	c := compressed(compressedCert)
+	return c.certificate(tbs)
+}
+
+func tngContentOf(code string, device, signer []byte, deviceKey, signerKey PublicKey, serial [9]byte, eui48 string) (*tngContent, error) {
+	part, err := tngPartOf([]byte(code))
 	if err != nil {
-		panic(err)
+		return nil, err
 	}
-	return tbs
+	content := &tngContent{
+		part: part, serial: serial, device: compressed(device), signer: compressed(signer), deviceKey: deviceKey, signerKey: signerKey,
+	}
+	copy(content.eui48[:], eui48)
+	return content, nil
 }
 
-func ParseSignature(der []byte) (r, s *big.Int, err error) {
-	var sig ecdsaSignature
-	_, err = asn1.Unmarshal(der, &sig)
-	return sig.R, sig.S, err
+// ParseSignature returns R and S, 32 bytes each.
+func ParseSignature(der []byte) (rs [64]byte, ok bool) {
+	s, ok := parseSignature(der)
+	if ok {
+		rs = *s
+	}
+	return rs, ok
+}
+
+// SignatureDER is the reverse.
+func SignatureDER(rs [64]byte) []byte {
+	s := signature(rs)
+	return s.der()
 }
 
 // ParseReply and Frame are the packets of the wire.

@@ -3,14 +3,10 @@ package atecc608
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math/big"
 	"sync"
 
 	"github.com/quarklink-go/quarklink/keystore"
@@ -85,14 +81,18 @@ func (k *KeyStore) Generate(ctx context.Context, role keystore.Role) (crypto.Sig
 	if err != nil {
 		return nil, err
 	}
-	return k.keep(slot, k.chip.signer(slot, public)), nil
+	signer, err := k.chip.signer(ctx, slot, public)
+	if err != nil {
+		return nil, err
+	}
+	return k.keep(slot, signer), nil
 }
 
 // keep remembers a signer, unless another call has done so meanwhile.
 func (k *KeyStore) keep(slot int, s *Signer) *Signer {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if first := k.signers[slot]; first != nil && first.public.Equal(&s.public) {
+	if first := k.signers[slot]; first != nil && first.public == s.public {
 		return first
 	}
 	k.signers[slot] = s
@@ -104,7 +104,7 @@ func (k *KeyStore) keep(slot int, s *Signer) *Signer {
 type Signer struct {
 	chip    *Chip
 	slot    int
-	public  ecdsa.PublicKey
+	public  PublicKey
 	limited bool // each use is counted against a limit
 }
 
@@ -119,18 +119,24 @@ func (c *Chip) Signer(ctx context.Context, slot int) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.signer(slot, public), nil
+	return c.signer(ctx, slot, public)
 }
 
-func (c *Chip) signer(slot int, public *ecdsa.PublicKey) *Signer {
-	config := c.Config()
-	return &Signer{chip: c, slot: slot, public: *public, limited: config.SlotConfig(slot).LimitedUse()}
+func (c *Chip) signer(ctx context.Context, slot int, public PublicKey) (*Signer, error) {
+	config, err := c.Config(ctx) // known, from finding the key
+	if err != nil {
+		return nil, err
+	}
+	return &Signer{chip: c, slot: slot, public: public, limited: config.SlotConfig(slot).LimitedUse()}, nil
 }
 
-// Public returns the *ecdsa.PublicKey. It does not use the chip.
+// Public returns the public key, as Options.ECDSA has it: an *ecdsa.PublicKey
+// with goecdsa.P256{}, else a [PublicKey]. It does not use the chip.
 func (s *Signer) Public() crypto.PublicKey {
-	public := s.public
-	return &public
+	if s.chip.ecdsa == nil {
+		return s.public
+	}
+	return s.chip.ecdsa.PublicKey(s.public)
 }
 
 // Slot returns the slot that holds the key.
@@ -160,25 +166,29 @@ func (s *Signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byt
 	if s.limited {
 		may = once
 	}
-	var signature []byte
+	var made *signature
 	err := s.chip.do(s.chip.life, step, may, func(l *call) error {
-		r, v, err := l.sign(s.slot, digest)
-		if errors.Is(err, StatusExecution) {
-			return l.refused(s.slot, err)
+		if made == nil {
+			signed, err := l.sign(s.slot, digest)
+			if errors.Is(err, StatusExecution) {
+				return l.refused(s.slot, err)
+			}
+			if err != nil {
+				return err
+			}
+			made = &signed
 		}
-		if err != nil {
-			return err
+		err := l.verify(s.public, digest, made)
+		if errors.Is(err, ErrSignature) {
+			made = nil
+			return &failure{err: err}
 		}
-		if !ecdsa.Verify(&s.public, digest, r, v) {
-			return &failure{err: ErrSignature}
-		}
-		signature, err = asn1.Marshal(ecdsaSignature{r, v})
-		return err
+		return notExecuted(err) // the signature is there: only the check is repeated
 	})
 	if err != nil {
 		return nil, err
 	}
-	return signature, nil
+	return made.der(), nil
 }
 
 // refused tells a refusal that the configuration explains from one because the
@@ -195,25 +205,4 @@ func (l *call) refused(slot int, err error) error {
 		return fmt.Errorf("the key's uses may be spent: %w", err)
 	}
 	return &failure{err: err}
-}
-
-// pointOf returns a P-256 key's uncompressed point, 65 bytes.
-func pointOf(key *ecdsa.PublicKey) ([]byte, error) {
-	if key == nil || key.Curve != elliptic.P256() || key.X == nil || key.Y == nil {
-		return nil, fmt.Errorf("the key is not one on P-256: %w", fs.ErrInvalid)
-	}
-	checked, err := key.ECDH() // refuses a point that is not on the curve
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, fs.ErrInvalid)
-	}
-	return checked.Bytes(), nil
-}
-
-// publicFromPoint takes a point that is known to be on the curve.
-func publicFromPoint(point []byte) *ecdsa.PublicKey {
-	return &ecdsa.PublicKey{
-		Curve: elliptic.P256(),
-		X:     new(big.Int).SetBytes(point[1:33]),
-		Y:     new(big.Int).SetBytes(point[33:65]),
-	}
 }

@@ -19,8 +19,8 @@ import (
 // when its reply is lost, and a spent key says so.
 func TestLimitedUse(t *testing.T) {
 	const limit = 3
-	r := newRig(t, atecctest.Options{Config: provisioned(func(c *[128]byte) {
-		copy(c[20:], []byte{0xa7, 0x20}) // slot 0: limited use
+	r := newRig(t, atecctest.Options{Times: atecctest.NeverBusy, Config: provisioned(func(c *[128]byte) {
+		copy(c[20:], []byte{0xa1, 0x20}) // slot 0: limited use
 		c[18] = 0xa1                     // CountMatch: the limit is in slot 10
 	})}, atecc608.Options{})
 	match := make([]byte, 8)

@@ -66,6 +66,13 @@ func (c *Chip) inTurn(ctx context.Context, may repeat, f func(*call) error) erro
 		return err
 	}
 	defer c.endTurn()
+	if c.lock != nil {
+		unlock, err := l.lockBus()
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
 	for attempt := 1; ; attempt++ {
 		err := f(l)
 		if err == nil {
@@ -89,9 +96,12 @@ func (c *Chip) inTurn(ctx context.Context, may repeat, f func(*call) error) erro
 
 // endTurn shows what the turn has read of the configuration.
 func (c *Chip) endTurn() {
-	c.mu.Lock()
-	c.shown = c.config
-	c.mu.Unlock()
+	if c.known {
+		config := c.config
+		c.mu.Lock()
+		c.shown = &config
+		c.mu.Unlock()
+	}
 	<-c.turn
 }
 
@@ -105,16 +115,47 @@ func (l *call) take() error {
 		return nil
 	default:
 	}
-	timer := time.NewTimer(l.timeout)
-	defer timer.Stop()
+	ctx, stop := context.WithCancel(l.ctx)
+	defer stop()
+	expired := make(chan error, 1)
+	go func() { expired <- wait(ctx, l.clock, l.timeout) }()
 	select {
 	case l.turn <- struct{}{}:
 		return nil
-	case <-timer.C:
-		return fmt.Errorf("waiting for other calls: %w", ErrTimeout)
+	case err := <-expired:
+		if err == nil {
+			err = ErrTimeout
+		}
+		return fmt.Errorf("waiting for other calls: %w", err)
 	case <-l.ctx.Done():
 		return l.ctx.Err()
 	}
+}
+
+// wait waits while another call may be using the clock.
+func wait(ctx context.Context, clock Clock, d time.Duration) error {
+	if patient, ok := clock.(interface {
+		Wait(ctx context.Context, d time.Duration) error
+	}); ok {
+		return patient.Wait(ctx, d)
+	}
+	return clock.Sleep(ctx, d)
+}
+
+// lockBus calls Options.Lock, with what is left of the call's time.
+func (l *call) lockBus() (unlock func(), err error) {
+	ctx, stop := context.WithTimeout(l.ctx, l.end.Sub(l.clock.Now()))
+	defer stop()
+	unlock, err = l.lock(ctx)
+	switch {
+	case err == nil:
+		return unlock, nil
+	case l.ctx.Err() != nil:
+		return nil, l.ctx.Err()
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("waiting for the bus: %w", ErrTimeout)
+	}
+	return nil, fmt.Errorf("Options.Lock: %w", err)
 }
 
 // leave sends the chip into idle or sleep. If that fails, the next wake finds
@@ -170,10 +211,12 @@ func (l *call) receive(r []byte) error {
 	return nil
 }
 
-// wake brings the chip from any state into a known one: awake, with nothing
-// read yet. A chip that is awake ignores the pulse and shows an old reply, or
-// waits for the rest of a command: it is put to sleep first. One that is still
-// busy answers nothing: it is waited for.
+// wake brings the chip from any state into a known one: just woken, with nothing
+// read yet and the whole of the watchdog's time ahead. A chip that something
+// else has woken would ignore the pulse and go to sleep when it is least
+// expected; so it is told to idle first, which keeps what was loaded into it. A
+// chip that is asleep or idle does not even hear that. One that is still busy
+// answers nothing: it is waited for.
 func (l *call) wake() error {
 	var signs wakeSigns
 	for give := l.clock.Now().Add(longest); l.clock.Now().Before(give); {
@@ -181,9 +224,12 @@ func (l *call) wake() error {
 		if woke || err != nil {
 			return err
 		}
+		if signs.strange == maxStrange && !l.answered {
+			return fmt.Errorf("something else answers at 0x%02x: %w", l.address, ErrOtherDevice)
+		}
 		delay := selfTestDelay
 		if l.bus.Tx(l.address, []byte{wordSleep}, nil) == nil {
-			signs.asleep, delay = true, wakeDelay
+			signs.heard, delay = true, wakeDelay
 		}
 		if err := l.pause(delay); err != nil {
 			return err
@@ -192,19 +238,24 @@ func (l *call) wake() error {
 	return fmt.Errorf("wake at address 0x%02x: %w", l.address, signs.explain(l.answered))
 }
 
+// maxStrange is how many answers that are none of a chip's make it another
+// device.
+const maxStrange = 4
+
 // wakeSigns is what can be learnt from a chip that does not wake.
 type wakeSigns struct {
-	failed Status // its self test has failed
-	asleep bool   // it was there, and was told to sleep
-	short  bool   // the pulse was too short
-	bus    error  // what the bus says
+	failed  Status // its self test has failed
+	heard   bool   // it was there, and was told to idle or to sleep
+	short   bool   // the pulse was too short
+	strange int    // answers in a row that are not of the protocol
+	bus     error  // what the bus says
 }
 
 func (s *wakeSigns) explain(answered bool) error {
 	switch {
 	case s.failed != 0:
 		return s.failed
-	case s.short || s.asleep && !answered:
+	case s.short || s.heard && !answered:
 		return ErrBusSpeed
 	case s.bus != nil:
 		return fmt.Errorf("%w; the bus says: %w", ErrNoChip, s.bus)
@@ -214,6 +265,12 @@ func (s *wakeSigns) explain(answered bool) error {
 
 // tryWake makes one wake pulse and reports whether the chip has woken by it.
 func (l *call) tryWake(signs *wakeSigns) (woke bool, err error) {
+	if err := l.check(); err != nil {
+		return false, err
+	}
+	if l.bus.Tx(l.address, []byte{wordIdle}, nil) == nil {
+		signs.heard = true
+	}
 	start := l.clock.Now()
 	if err := l.sendPulse(); err != nil {
 		return false, err
@@ -230,15 +287,19 @@ func (l *call) tryWake(signs *wakeSigns) (woke bool, err error) {
 		if !errors.As(err, &trouble) {
 			return false, err
 		}
-		signs.bus = trouble.err // not worth more tries than these
+		signs.bus, signs.strange = trouble.err, 0 // not worth more tries than these
 		return false, nil
 	}
-	switch status, ok := wakeStatus(answer); {
+	status, ok := wakeStatus(answer)
+	switch {
 	case ok && status == StatusWoken:
 		l.awake, l.used, l.answered, l.woken = true, false, true, start
 		return true, nil
 	case ok && (status == StatusSelfTest || status == StatusRandomness):
 		signs.failed = status
+	}
+	if signs.strange++; ok {
+		signs.strange = 0
 	}
 	return false, nil
 }
@@ -322,10 +383,11 @@ func (l *call) exec(cmd command) ([]byte, error) {
 	if err := l.send(cmd.frame(l.buffer[:0])); err != nil {
 		return nil, err
 	}
-	if err := l.await(cmd.opcode, limit); err != nil {
+	r := l.buffer[:max(cmd.reply, 1)+overhead]
+	if err := l.await(cmd.opcode, limit, r); err != nil {
 		return nil, err
 	}
-	data, err := l.reply(cmd.reply)
+	data, err := l.reply(r)
 	if err != nil {
 		return nil, err
 	}
@@ -338,9 +400,10 @@ func (l *call) exec(cmd command) ([]byte, error) {
 	return data, nil
 }
 
-// await polls until the command is done. It begins when such a command is
-// typically done, and learns when that is.
-func (l *call) await(opcode byte, limit time.Duration) error {
+// await reads the reply as soon as the command is done: until then the chip
+// does not acknowledge. It begins when such a command is typically done, and
+// learns when that is.
+func (l *call) await(opcode byte, limit time.Duration, r []byte) error {
 	step := pollStep(limit)
 	first, known := l.typical[opcode]
 	if !known {
@@ -351,11 +414,12 @@ func (l *call) await(opcode byte, limit time.Duration) error {
 		return err
 	}
 	for polls := 0; ; polls++ {
-		err := l.send([]byte{wordReset})
+		asked := l.clock.Now()
+		err := l.receive(r)
 		if err == nil {
 			typical := first - step
 			if polls > 0 {
-				typical = l.clock.Now().Sub(start) - step
+				typical = asked.Sub(start) - step
 			}
 			if l.typical == nil {
 				l.typical = make(map[byte]time.Duration)
@@ -380,15 +444,11 @@ func pollStep(limit time.Duration) time.Duration {
 	return min(max(limit/20, time.Millisecond), 10*time.Millisecond)
 }
 
-// reply reads the reply, again from its beginning if it arrives damaged: the
-// chip keeps it until the next command.
-func (l *call) reply(size int) ([]byte, error) {
-	r := l.buffer[:max(size, 1)+overhead]
+// reply checks the reply that was read, and reads it again from its beginning
+// if it has arrived damaged: the chip keeps it until the next command.
+func (l *call) reply(r []byte) ([]byte, error) {
 	const reads = 4
 	for read := 1; ; read++ {
-		if err := l.receive(r); err != nil {
-			return nil, err
-		}
 		if data, ok := parseReply(r); ok {
 			return data, nil
 		}
@@ -397,6 +457,9 @@ func (l *call) reply(size int) ([]byte, error) {
 		}
 		if err := l.send([]byte{wordReset}); err != nil {
 			return nil, &failure{err: err}
+		}
+		if err := l.receive(r); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -34,7 +34,11 @@ const firstWritable = 16
 // What would lose or harm the chip is refused, with fs.ErrInvalid: an I2C
 // address (byte 16) other than the present one, a change of UserExtra or
 // UserExtraAdd (bytes 84 and 85), a slot locked from the start (bytes 88 and
-// 89), or, on a chip whose configuration is locked already, any difference.
+// 89), a configuration in which no slot could ever sign, a counter that is not
+// encoded as one (bytes 52 to 67), a reserved bit that is set, or, on a chip
+// whose configuration is locked already, any difference. What is only unusual or
+// dangerous, such as a key that anyone may replace, Plan accepts: the printed
+// plan warns of it.
 func (c *Chip) Plan(ctx context.Context, want Config) (*Plan, error) {
 	var plan *Plan
 	err := c.do(ctx, "plan", repeatable, func(l *call) error {
@@ -42,7 +46,6 @@ func (c *Chip) Plan(ctx context.Context, want Config) (*Plan, error) {
 		if err != nil {
 			return err
 		}
-		l.config = have
 		copy(want[:firstWritable], have[:])
 		copy(want[cfgLockData:], have[cfgLockData:cfgSlotLocked])
 		if have.Locked() { // what changes all the same
@@ -76,6 +79,12 @@ func (p *Plan) check() error {
 		return refuse("the chip would be lost at address 0x%02x", want.I2CAddress())
 	case want[cfgSlotLocked] != 0xff || want[cfgSlotLocked+1] != 0xff:
 		return refuse("bytes 88 and 89 would lock slots before they hold anything: they must be ff ff")
+	case !want.counterValid(0) || !want.counterValid(1):
+		return refuse("bytes 52 to 67 hold no counters; counters at 0 are ff ff ff ff 00 00 00 00, twice")
+	case want.reserved() != "":
+		return refuse("%s is reserved and must be zero", want.reserved())
+	case !want.signs():
+		return refuse("no slot could ever hold a key that signs, and that could not be changed: see Config.WithSigningKeys")
 	}
 	return nil
 }
@@ -110,6 +119,9 @@ func (p *Plan) String() string {
 		b.WriteString("lock the configuration zone FOR EVER\n")
 	}
 	b.WriteString("lock the data and OTP zones FOR EVER\n")
+	for _, warning := range p.Want.warnings() {
+		fmt.Fprintf(&b, "WARNING: %s\n", warning)
+	}
 	b.WriteString("This cannot be undone.\n")
 	return b.String()
 }
@@ -168,7 +180,6 @@ func (l *call) expect(want *Config) error {
 	if err != nil {
 		return err
 	}
-	l.config = config
 	if config != *want {
 		return fmt.Errorf("the chip's configuration is not what it should be; make a new plan: %w", fs.ErrInvalid)
 	}
@@ -182,7 +193,6 @@ func (l *call) lockZone(want *Config, lockByte int, lock command) error {
 	if err != nil {
 		return err
 	}
-	l.config = config
 	locked := *want
 	locked[lockByte] = 0
 	if config == locked {
@@ -198,9 +208,11 @@ func (l *call) lockZone(want *Config, lockByte int, lock command) error {
 }
 
 // LockSlot locks one slot for ever: its key or its data can neither be written
-// nor made anew. THIS CANNOT BE UNDONE. The error is [ErrSlot] if the slot's
-// KeyConfig does not allow it, fs.ErrInvalid for a slot other than 0 to 15;
-// locking a locked slot does nothing.
+// nor made anew. THIS CANNOT BE UNDONE. It is for the enrolment key, once it is
+// made. The error is fs.ErrNotExist if the slot is for a private key and holds
+// none yet, because it never could again; [ErrSlot] if the slot's KeyConfig does
+// not allow it; fs.ErrInvalid for a slot other than 0 to 15. Locking a locked
+// slot does nothing.
 func (c *Chip) LockSlot(ctx context.Context, slot int) error {
 	return c.do(ctx, fmt.Sprintf("lock slot %d", slot), repeatable, func(l *call) error {
 		if slot < 0 || slot >= numSlots {
@@ -210,7 +222,6 @@ func (c *Chip) LockSlot(ctx context.Context, slot int) error {
 		if err != nil {
 			return err
 		}
-		l.config = config
 		switch {
 		case !config.Locked():
 			return ErrConfigUnlocked
@@ -219,13 +230,20 @@ func (c *Chip) LockSlot(ctx context.Context, slot int) error {
 		case !config.KeyConfig(slot).Lockable():
 			return fmt.Errorf("KeyConfig %04x says that the slot cannot be locked: %w", uint16(config.KeyConfig(slot)), ErrSlot)
 		}
+		if config.KeyConfig(slot).Private() {
+			if holds, err := l.keyValid(slot); err != nil {
+				return err
+			} else if !holds {
+				return fmt.Errorf("it holds no key yet; make one first: %w", fs.ErrNotExist)
+			}
+		}
 		if _, err := l.exec(command{opcode: opLock, p1: lockSlot | byte(slot)<<2}); err != nil {
 			return err
 		}
-		if l.config, err = l.readConfig(); err != nil {
+		if config, err = l.readConfig(); err != nil {
 			return err
 		}
-		if !l.config.SlotLocked(slot) {
+		if !config.SlotLocked(slot) {
 			return errors.New("the chip accepted the lock, but the slot is not locked")
 		}
 		return nil

@@ -47,7 +47,7 @@ func TestPlanRefuses(t *testing.T) {
 	if _, err := r.chip.Increment(ctx, 0); err != nil {
 		t.Fatal(err)
 	}
-	if plan, err := r.chip.Plan(ctx, r.chip.Config()); err != nil || !plan.Done() {
+	if plan, err := r.chip.Plan(ctx, configOfChip(t, r.chip)); err != nil || !plan.Done() {
 		t.Errorf("a locked chip that has counted: %v", err)
 	}
 	other := newRig(t, atecctest.Options{}, atecc608.Options{})
@@ -65,7 +65,7 @@ func TestPlanRefuses(t *testing.T) {
 	if err := other.chip.Provision(ctx, plan); !errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("a chip that has changed since: %v", err)
 	}
-	if _, err := r.chip.Config().WithSigningKeys(8); !errors.Is(err, fs.ErrInvalid) {
+	if _, err := configOfChip(t, r.chip).WithSigningKeys(8); !errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("slot 8: %v", err)
 	}
 }
@@ -114,6 +114,7 @@ type cut struct {
 	*atecctest.Chip
 	left  int
 	after bool
+	cut   atecctest.CutEffect // what becomes of a command that is executing
 }
 
 func (c *cut) Tx(addr uint16, w, r []byte) error {
@@ -125,7 +126,7 @@ func (c *cut) Tx(addr uint16, w, r []byte) error {
 		if c.after {
 			c.Chip.Tx(addr, w, r)
 		}
-		c.PowerCycle()
+		c.PowerCut(c.cut)
 	}
 	return atecctest.ErrNACK // dark from now on
 }
@@ -135,11 +136,19 @@ func (c *cut) Tx(addr uint16, w, r []byte) error {
 func TestPowerCuts(t *testing.T) {
 	ctx := t.Context()
 	life := func(bus atecc608.Bus, clock atecc608.Clock) error {
-		chip, err := atecc608.Open(ctx, bus, atecc608.Options{Clock: clock, Timeout: 500 * time.Millisecond})
+		chip, err := atecc608.Open(ctx, bus, atecc608.Options{Clock: clock, Timeout: time.Second})
 		if err != nil {
 			return err
 		}
-		plan, err := chip.Plan(ctx, withKeys(t, chip, 0))
+		have, err := chip.Config(ctx)
+		if err != nil {
+			return err
+		}
+		want, err := have.WithSigningKeys(0)
+		if err != nil {
+			return err
+		}
+		plan, err := chip.Plan(ctx, want)
 		if err != nil {
 			return err
 		}
@@ -150,11 +159,12 @@ func TestPowerCuts(t *testing.T) {
 		return err
 	}
 	for n, cuts := 1, 0; ; n++ {
-		for _, after := range []bool{false, true} {
+		for at := range 4 {
+			after, effect := at > 0, atecctest.CutEffect(max(at-1, 0))
 			clock := new(atecctest.Clock)
 			model := atecctest.New(atecctest.Options{})
 			model.SetClock(clock.Now)
-			if err := life(&cut{model, n, after}, clock); err == nil {
+			if err := life(&cut{model, n, after, effect}, clock); err == nil {
 				if cuts < 100 {
 					t.Fatalf("only %d cuts", cuts)
 				}
@@ -163,11 +173,11 @@ func TestPowerCuts(t *testing.T) {
 			cuts++
 			err := life(model, clock)
 			if err != nil && !errors.Is(err, fs.ErrExist) { // the key was made just before the cut
-				t.Fatalf("cut at transaction %d (after it: %v), then: %v", n, after, err)
+				t.Fatalf("cut at transaction %d (%d), then: %v", n, at, err)
 			}
 			want := atecctest.BlankConfig()
 			want[86], want[87] = 0, 0
-			copy(want[20:], []byte{0x87, 0x20})
+			copy(want[20:], []byte{0x81, 0x20})
 			copy(want[96:], []byte{0x33, 0x00})
 			if got := configOf(t, model); !bytes.Equal(got[:], want[:]) {
 				t.Fatalf("cut at transaction %d: configuration\n% x, want\n% x", n, got, want)

@@ -17,12 +17,14 @@ const (
 	DefaultAddress = 0x60
 
 	fastestWake = 133_000 // Hz: above, eight low bits are shorter than the 60 µs that wake the chip
-	watchdog    = 1300 * time.Millisecond
-	watchdog10x = 13 * time.Second // with ChipMode bit 2 set
+	watchdog    = 700 * time.Millisecond
+	watchdog10x = 7 * time.Second // with ChipMode bit 2 set
+	wakeTime    = 1500 * time.Microsecond
 )
 
-// Options describe a chip. The zero value is a blank ATECC608B that is never
-// busy, on a bus at 100 kHz.
+// Options describe a chip. The zero value is a blank ATECC608B, as strict as
+// silicon is at its worst: it takes as long as Microchip's tables say, and its
+// watchdog acts as early as the data sheet allows. It is on a bus at 100 kHz.
 type Options struct {
 	// Config is the initial content of the configuration zone, with its locks
 	// in bytes 86 to 89; nil: [BlankConfig]. Its byte 16 holds the I2C address
@@ -33,15 +35,26 @@ type Options struct {
 	Random io.Reader
 	// Times tells how long the chip is busy with a command; chipMode is byte
 	// 19 of the configuration, whose upper five bits divide the clock. Nil:
-	// never busy. [MaxTimes] are the longest that Microchip states.
+	// [MaxTimes], the longest that Microchip states. [NeverBusy] makes
+	// transactions easy to count.
 	Times func(opcode, chipMode byte) time.Duration
-	// WakeTime is how long after a wake pulse the chip begins to answer; the
-	// data sheet's tWHI is 1.5 ms, 20 ms with the power-on self test. 0: at
-	// once.
+	// WakeTime is how long after a wake pulse the chip begins to answer. 0: the
+	// data sheet's tWHI, 1.5 ms, or 20 ms if ChipOptions bit 0 asks for the
+	// power-on self test; negative: at once.
 	WakeTime time.Duration
-	// Watchdog is the time from waking to forced sleep. 0: 1.3 s, or ten times
+	// Watchdog is the time from waking to forced sleep. 0: 0.7 s, or ten times
 	// that if ChipMode bit 2 is set. The data sheet allows 0.7 s to 1.7 s.
 	Watchdog time.Duration
+	// TrafficWakes has every transaction with another address on the bus wake
+	// the chip, as traffic below some 300 kHz may.
+	TrafficWakes bool
+	// ShortSHAEnd has the end of a SHA command take at most 63 bytes, as an
+	// ATECC508A does; an ATECC608 takes 64.
+	ShortSHAEnd bool
+	// VerifyUnlocked has the chip verify with an external key before its data
+	// zone is locked. Microchip's tests suggest that silicon does; the documents
+	// do not say so.
+	VerifyUnlocked bool
 	// BusHz is the bus clock. 0: 100 kHz. A faster bus than 133 kHz makes a
 	// wake pulse that is too short.
 	BusHz int
@@ -83,6 +96,7 @@ type Chip struct {
 	pos     int
 	latched byte // an error that every reply repeats until the chip sleeps
 	volatile
+	before *memory // what a command that is executing has found; nil: none is
 }
 
 type state uint8
@@ -124,12 +138,30 @@ func (c *Chip) SetClock(now func() time.Time) {
 	c.now = now
 }
 
-// PowerCycle takes the supply away and gives it back: whatever is volatile is
-// lost, a command that was executing has had no effect or all of it, and the
-// chip sleeps.
-func (c *Chip) PowerCycle() {
+// PowerCycle takes the supply away and gives it back, as [Chip.PowerCut] does
+// with [Undone].
+func (c *Chip) PowerCycle() { c.PowerCut(Undone) }
+
+// CutEffect is what a power cut makes of a command that is executing.
+type CutEffect uint8
+
+const (
+	Undone   CutEffect = iota // it has had no effect
+	Complete                  // it has had all of it
+	// Torn: the memory that the command changes was erased, and only its second
+	// half is written. A private key is no key then. Counters are never torn:
+	// their encoding is made for that.
+	Torn
+)
+
+// PowerCut takes the supply away and gives it back: whatever is volatile is
+// lost, a command that was executing, whose time was not yet over, has had that
+// effect, and the chip sleeps.
+func (c *Chip) PowerCut(effect CutEffect) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.expire()
+	c.cut(effect)
 	c.prohibited = false
 	c.latch = false
 	c.sleep()
@@ -158,10 +190,13 @@ func (c *Chip) transact(addr uint16, w, r []byte, fault Fault) error {
 	case NACK:
 		return ErrNACK
 	case BrownOut, WatchdogExpired:
+		c.cut(Undone)
 		c.sleep()
 		return ErrNACK
 	case SelfTestFailed:
 		c.latched = statusSelfTest
+	case HealthTestFailed:
+		c.latched = statusRNG
 	}
 	if addr == 0 {
 		if c.opts.BusHz <= fastestWake {
@@ -169,7 +204,13 @@ func (c *Chip) transact(addr uint16, w, r []byte, fault Fault) error {
 		}
 		return ErrNACK
 	}
+	if addr != c.address && c.opts.TrafficWakes {
+		c.pulse()
+	}
 	if addr != c.address || c.state != awake || c.now().Before(c.ready) {
+		return ErrNACK
+	}
+	if len(w) > 0 && w[0] > wordCommand {
 		return ErrNACK
 	}
 	executes := false
@@ -202,7 +243,7 @@ func (c *Chip) pulse() {
 	}
 	c.state = awake
 	c.woken = c.now()
-	c.ready = c.woken.Add(c.opts.WakeTime)
+	c.ready = c.woken.Add(c.wakeTime())
 	c.input = nil
 	c.reply(nil, statusWoken)
 	if c.latched != 0 {
@@ -239,8 +280,22 @@ func (c *Chip) read(r []byte) {
 	c.pos += len(r)
 }
 
-// expire lets the watchdog act.
+func (c *Chip) wakeTime() time.Duration {
+	const selfTest = 20 * time.Millisecond // tWHIST
+	switch {
+	case c.opts.WakeTime != 0:
+		return max(c.opts.WakeTime, 0)
+	case c.chipOptions()&1 != 0:
+		return selfTest
+	}
+	return wakeTime
+}
+
+// expire lets the time pass: a command comes to its end, the watchdog acts.
 func (c *Chip) expire() {
+	if c.before != nil && !c.now().Before(c.ready) {
+		c.before = nil
+	}
 	if c.state == awake && !c.now().Before(c.watchdogEnd()) {
 		c.sleep()
 	}
@@ -280,10 +335,11 @@ func (c *Chip) run(fault Fault) {
 		c.reply(nil, c.latched)
 		return
 	}
-	var busy time.Duration
-	if c.opts.Times != nil {
-		busy = c.opts.Times(p.opcode, c.chipMode())
+	times := c.opts.Times
+	if times == nil {
+		times = MaxTimes
 	}
+	busy := times(p.opcode, c.chipMode())
 	if !start.Add(busy).Before(c.watchdogEnd()) {
 		c.reply(nil, statusWatchdog)
 		return
@@ -295,9 +351,26 @@ func (c *Chip) run(fault Fault) {
 			return
 		}
 	}
+	before := c.memory.clone()
 	data, status := c.execute(p)
 	c.reply(data, status)
 	c.ready = start.Add(busy)
+	if busy > 0 {
+		c.before = before
+	}
+}
+
+// cut ends a command that is executing.
+func (c *Chip) cut(effect CutEffect) {
+	before := c.before
+	c.before = nil
+	switch {
+	case before == nil || effect == Complete:
+	case effect == Undone:
+		c.memory = *before
+	case effect == Torn:
+		c.memory.tear(before)
+	}
 }
 
 func (c *Chip) reply(data []byte, status byte) {

@@ -184,7 +184,7 @@ func locked(t testing.TB, data bool) *library {
 	if data {
 		config[86] = 0
 	}
-	l := newLibrary(t, atecctest.Options{Config: &config})
+	l := newLibrary(t, atecctest.Options{Config: &config, Times: atecctest.NeverBusy})
 	if !data {
 		return l
 	}
@@ -436,15 +436,19 @@ func TestWatchdog(t *testing.T) {
 	l.get(64, 0x40, 4, 2)
 	l.wake()
 	l.command(0x16, 0x43, 0, make([]byte, 32))
-	l.clock.Advance(1300 * time.Millisecond)
+	l.clock.Advance(690 * time.Millisecond)
+	if err := l.chip.Tx(0x60, []byte{0}, nil); err != nil {
+		t.Errorf("just before 0.7 s: %v", err)
+	}
+	l.clock.Advance(10 * time.Millisecond)
 	if err := l.chip.Tx(0x60, []byte{0}, nil); !errors.Is(err, atecctest.ErrNACK) {
-		t.Errorf("after 1.3 s: %v", err)
+		t.Errorf("after 0.7 s: %v", err)
 	}
 	l.want(exec, 0x41, 0xa0, 2) // the digest is gone
 
 	slow := newLibrary(t, atecctest.Options{Times: atecctest.MaxTimes})
 	slow.wake()
-	slow.clock.Advance(1250 * time.Millisecond)
+	slow.clock.Advance(650 * time.Millisecond)
 	if reply := slow.command(0x77, 0x3b, 0); !bytes.Equal(reply, []byte{0xee}) {
 		t.Errorf("a command that would take too long: % x", reply)
 	}
@@ -783,6 +787,7 @@ func TestMovedAddress(t *testing.T) {
 	l.wake()
 	chip.Tx(0x60, []byte{1}, nil)
 	chip.Wake()
+	l.clock.Advance(1500 * time.Microsecond)
 	if err := chip.Tx(0x60, []byte{0}, nil); !errors.Is(err, atecctest.ErrNACK) {
 		t.Errorf("the old address: %v", err)
 	}
@@ -820,7 +825,7 @@ func FuzzTx(f *testing.F) {
 		config := atecctest.BlankConfig()
 		copy(config[16:], unhex(t, suiteConfig)[16:])
 		config[86], config[87] = 0, 0
-		l := newLibrary(t, atecctest.Options{Config: &config})
+		l := newLibrary(t, atecctest.Options{Config: &config, WakeTime: -1})
 		l.wake()
 		for len(script) >= 3 {
 			addr, n, r := uint16(script[0]), int(script[1]), int(script[2])

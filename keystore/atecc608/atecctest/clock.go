@@ -13,6 +13,7 @@ import (
 type Clock struct {
 	mu      sync.Mutex
 	elapsed time.Duration
+	moved   chan struct{} // closed when the time moves on; nil: nobody waits
 }
 
 // Now returns the virtual time; it begins at 2026-01-01 00:00 UTC.
@@ -37,4 +38,29 @@ func (c *Clock) Advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.elapsed += max(d, 0)
+	if c.moved != nil {
+		close(c.moved)
+		c.moved = nil
+	}
+}
+
+// Wait waits until others have moved the clock on by d, by sleeping or with
+// Advance. It returns the context's error as soon as that ends.
+func (c *Clock) Wait(ctx context.Context, d time.Duration) error {
+	for end := c.Now().Add(d); ; {
+		c.mu.Lock()
+		if c.moved == nil {
+			c.moved = make(chan struct{})
+		}
+		moved := c.moved
+		c.mu.Unlock()
+		if !c.Now().Before(end) {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -7,6 +7,14 @@
 // its input and output buffers, its zones with their locks, and its keys: it
 // makes real P-256 keys and signatures. It knows nothing of the driver.
 //
+// The zero [Options] are a chip at its worst: as slow as Microchip's tables say,
+// with the earliest watchdog. What silicon may do and need not is by choice there
+// too. [Wire] puts several chips on one bus, and [Chip.SetOTP], [Chip.SetSlot]
+// and [Chip.SetPublicKey] make a part that was filled in the factory.
+//
+// A command takes effect at the end of its time. [Chip.PowerCut] before that
+// leaves what was, what was to be, or memory that is half written.
+//
 // Time is the caller's: [Chip.SetClock] gives the model a virtual clock, such
 // as a [Clock], and then nothing in it sleeps. Trouble is on demand:
 // [Chip.SetFaults]. [Recorder] and [Player] keep and replay the traffic of any

@@ -14,10 +14,11 @@ import (
 // busy, and reads the reply.
 func Example() {
 	var clock atecctest.Clock
-	chip := atecctest.New(atecctest.Options{Times: atecctest.MaxTimes})
+	chip := atecctest.New(atecctest.Options{})
 	chip.SetClock(clock.Now)
 
 	chip.Tx(0, []byte{0}, nil) // the wake pulse
+	clock.Advance(1500 * time.Microsecond)
 	chip.Tx(0x60, []byte{0x03, 0x07, 0x30, 0x00, 0x00, 0x00, 0x03, 0x5d}, nil)
 	fmt.Println(errors.Is(chip.Tx(0x60, []byte{0}, nil), atecctest.ErrNACK))
 	clock.Advance(5 * time.Millisecond)
@@ -33,7 +34,7 @@ func Example() {
 
 // Faults on demand: here the reply to the first read arrives damaged.
 func ExampleChip_SetFaults() {
-	chip := atecctest.New(atecctest.Options{})
+	chip := atecctest.New(atecctest.Options{WakeTime: -1})
 	reads := 0
 	chip.SetFaults(func(t atecctest.Transaction) atecctest.Fault {
 		if t.Read == 0 {
@@ -57,7 +58,7 @@ func ExampleChip_SetFaults() {
 
 // Traffic with a real chip, recorded once, is played to a driver ever after.
 func ExampleRecorder() {
-	recorder := atecctest.NewRecorder(atecctest.New(atecctest.Options{}))
+	recorder := atecctest.NewRecorder(atecctest.New(atecctest.Options{WakeTime: -1}))
 	recorder.Tx(0, []byte{0}, nil)
 	recorder.Tx(0x60, nil, make([]byte, 4))
 	recorder.Trace().WriteTo(os.Stdout)

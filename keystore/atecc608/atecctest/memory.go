@@ -1,6 +1,7 @@
 package atecctest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"math/bits"
@@ -38,10 +39,43 @@ type memory struct {
 	config [128]byte
 	otp    [64]byte
 	slots  [numSlots][]byte
+	public [numSlots][]byte // of keys whose private half is not known: SetPublicKey
 
 	// These last while the chip is supplied, asleep too.
 	latch      bool // the persistent latch
 	prohibited bool // SecureBoot is prohibited until the next power cycle
+}
+
+func (m *memory) clone() *memory {
+	c := *m
+	for i, slot := range m.slots {
+		c.slots[i] = bytes.Clone(slot)
+	}
+	return &c
+}
+
+// tear leaves of each change since before what a write that was cut short
+// leaves: the bytes are erased, and the second half of them is written.
+func (m *memory) tear(before *memory) {
+	for i := range m.slots {
+		tear(m.slots[i], before.slots[i])
+	}
+	tear(m.config[:cfgCounter], before.config[:cfgCounter])
+	tear(m.config[cfgCounter+16:], before.config[cfgCounter+16:])
+	tear(m.otp[:], before.otp[:])
+}
+
+func tear(now, before []byte) {
+	first, last := 0, len(now)
+	for first < last && now[first] == before[first] {
+		first++
+	}
+	for last > first && now[last-1] == before[last-1] {
+		last--
+	}
+	for i := first; i < first+(last-first)/2; i++ {
+		now[i] = 0xff
+	}
 }
 
 // volatile is what sleep loses and idle keeps.

@@ -370,7 +370,11 @@ func (c *Chip) shaCommand(p packet) ([]byte, byte) {
 		}
 		return c.sha.save()
 	case shaEnd:
-		if int(p.p2) != len(p.data) || len(p.data) > 64 || target == 0x80 {
+		most := 64
+		if c.opts.ShortSHAEnd {
+			most = 63
+		}
+		if int(p.p2) != len(p.data) || len(p.data) > most || target == 0x80 {
 			return nil, statusParse
 		}
 		c.sha.add(p.data)

@@ -1,6 +1,9 @@
 package atecctest
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // Transaction describes one Tx to a function that injects faults.
 type Transaction struct {
@@ -15,19 +18,20 @@ type Transaction struct {
 type Fault uint8
 
 const (
-	NoFault         Fault = iota // nothing goes wrong
-	NACK                         // the transaction is not acknowledged and has no effect
-	BadCRC                       // one bit of what is read is wrong; the chip's buffer is not
-	BadCommand                   // a command arrives damaged: status 0xFF
-	BrownOut                     // the supply dips: the chip loses what is volatile and sleeps
-	WatchdogExpired              // the watchdog puts the chip to sleep
-	ECCFault                     // an elliptic-curve command fails with status 0x05
-	SelfTestFailed               // status 0x07 from now on, until the chip sleeps
+	NoFault          Fault = iota // nothing goes wrong
+	NACK                          // the transaction is not acknowledged and has no effect
+	BadCRC                        // one bit of what is read is wrong; the chip's buffer is not
+	BadCommand                    // a command arrives damaged: status 0xFF
+	BrownOut                      // the supply dips: the chip loses what is volatile and sleeps
+	WatchdogExpired               // the watchdog puts the chip to sleep
+	ECCFault                      // an elliptic-curve command fails with status 0x05
+	SelfTestFailed                // status 0x07 from now on, until the chip sleeps
+	HealthTestFailed              // status 0x08, of the random generator, likewise
 )
 
 // String returns the fault's name.
 func (f Fault) String() string {
-	names := [...]string{"no fault", "NACK", "bad CRC", "bad command", "brown-out", "watchdog expired", "ECC fault", "self-test failed"}
+	names := [...]string{"no fault", "NACK", "bad CRC", "bad command", "brown-out", "watchdog expired", "ECC fault", "self-test failed", "health test failed"}
 	if int(f) < len(names) {
 		return names[f]
 	}
@@ -133,7 +137,27 @@ func (c *Chip) Wake() {
 func (c *Chip) SetSlot(slot int, content []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.public[slot] = nil
 	for i := copy(c.slots[slot], content); i < len(c.slots[slot]); i++ {
 		c.slots[slot][i] = 0xff
 	}
+}
+
+// SetOTP puts content into the OTP zone of 64 bytes, behind the lock, as only the
+// factory can; the rest becomes zero. Its first eight bytes tell what kind of
+// Trust&GO part the chip is.
+func (c *Chip) SetOTP(content []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.otp[copy(c.otp[:], content):])
+}
+
+// SetPublicKey puts a key into a slot for private keys of which only the public
+// half is known: X and Y, 32 bytes each, big-endian. The chip gives it out, and
+// uses it for nothing. It is for chips of which others have published the
+// contents. [Chip.SetSlot] takes it away.
+func (c *Chip) SetPublicKey(slot int, xy []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.public[slot] = bytes.Clone(xy)
 }
