@@ -121,9 +121,9 @@ func (c *Client) hubCredentials(ctx context.Context, made *Hub) (*Hub, *tls.Cert
 	if err != nil {
 		return nil, nil, err
 	}
-	if now := c.now(); now.After(e.Certificate.NotAfter) {
+	if c.expired(e.Certificate) {
 		return nil, nil, fmt.Errorf("the device certificate expired on %s, and the device's clock says %s: enrol again",
-			e.Certificate.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+			e.Certificate.NotAfter.UTC().Format(time.RFC3339), c.now().UTC().Format(time.RFC3339))
 	}
 	dsk, err := c.keys.Signer(ctx, keystore.Device)
 	if err != nil {

@@ -16,9 +16,11 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -437,6 +439,50 @@ func TestDialHubFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// muteKeys is a key store that, once it is mute, keeps whoever asks for the
+// device key waiting.
+type muteKeys struct {
+	keystore.Generator
+	mute bool
+}
+
+func (k *muteKeys) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	if k.mute && role == keystore.Device {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return k.Generator.Signer(ctx, role)
+}
+
+// TestDialHubIsBounded, also for a caller that sets no deadline.
+func TestDialHubIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys := new(muteKeys)
+		_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
+			keys.Generator = cfg.KeyStore.(keystore.Generator)
+			cfg.KeyStore = keys
+		})
+		_, err := c.Enrol(t.Context())
+		require.NoError(t, err)
+		keys.mute = true
+		start := time.Now()
+		_, err = c.DialHub(t.Context())
+		assert.Equal(t, 2*time.Minute, time.Since(start))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.ErrorIs(t, err, quarklink.ErrCommunication)
+		onlyCode(t, err)
+
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		keys.mute = false
+		_, err = c.HubTLSConfig(ctx)
+		require.ErrorIs(t, err, context.Canceled)
+		_, err = c.DialHub(ctx)
+		require.ErrorIs(t, err, context.Canceled)
+		assert.NotErrorIs(t, err, quarklink.ErrCommunication)
+	})
 }
 
 // lateBroken is a key store whose device key does not sign any more.
