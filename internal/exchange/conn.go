@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
@@ -147,11 +148,31 @@ func (c *conn) readHeader(req *http.Request) (*http.Response, error) {
 			return nil, c.failure(err)
 		case resp.StatusCode < 100 || resp.ProtoMajor != 1:
 			return nil, fmt.Errorf("%w: %s %d", ErrMalformed, resp.Proto, resp.StatusCode)
+		case !isHeader(resp.Header):
+			return nil, fmt.Errorf("%w: a header field that is none", ErrMalformed)
 		case resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols:
 			return resp, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: more than %d interim answers", ErrMalformed, maxInterim)
+}
+
+// isHeader checks what net/http lets pass: that names are tokens (RFC 9110
+// section 5.6.2), and that values have no control characters.
+func isHeader(h http.Header) bool {
+	for name, values := range h {
+		if strings.ContainsFunc(name, func(r rune) bool {
+			return r <= ' ' || r > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
+		}) {
+			return false
+		}
+		for _, value := range values {
+			if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // failure tells a connection that broke, for whatever reason, from an answer
