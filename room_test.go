@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
@@ -27,7 +28,7 @@ import (
 // smallPartition is an NVS partition of 32 KiB.
 func smallPartition(t *testing.T) *nvs.Partition {
 	t.Helper()
-	p, err := nvs.Open(nvs.NewImage(8*nvs.SectorSize), nvs.Options{})
+	p, err := nvs.Open(flash.NewMemory(8*flash.SectorSize), nvs.Options{})
 	require.NoError(t, err)
 	return p
 }

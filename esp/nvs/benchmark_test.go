@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
 )
 
 // What opening and writing cost, as a multiple of what cannot be saved:
@@ -15,7 +17,7 @@ func BenchmarkOpen(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	m := NewImage(8 * SectorSize)
+	m := flash.NewMemory(8 * sectorSize)
 	p := openImage(b, m, Options{Keys: keys})
 	ns, _ := p.Namespace("n")
 	for i := range uint32(126 * 7 / 2) {
@@ -42,7 +44,7 @@ func BenchmarkOpen(b *testing.B) {
 }
 
 func BenchmarkSetBlob(b *testing.B) {
-	w := &metered{Image: NewImage(8 * SectorSize)}
+	w := &metered{Memory: flash.NewMemory(8 * sectorSize)}
 	p, err := Open(w, Options{})
 	if err != nil {
 		b.Fatal(err)
@@ -58,23 +60,23 @@ func BenchmarkSetBlob(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(w.programmed)/float64(n)/float64(len(value)), "bytes-programmed/byte")
-	b.ReportMetric(float64(w.erased)*SectorSize/float64(n)/float64(len(value)), "bytes-erased/byte")
+	b.ReportMetric(float64(w.erased)*sectorSize/float64(n)/float64(len(value)), "bytes-erased/byte")
 }
 
 // metered is flash that counts what is done to it.
 type metered struct {
-	Image
+	flash.Memory
 	programmed, erased int
 }
 
 func (m *metered) Program(off int64, data []byte) error {
 	m.programmed += len(data)
-	return m.Image.Program(off, data)
+	return m.Memory.Program(off, data)
 }
 
 func (m *metered) EraseSector(off int64) error {
 	m.erased++
-	return m.Image.EraseSector(off)
+	return m.Memory.EraseSector(off)
 }
 
 // BenchmarkOpenHostile opens partitions that are as bad as they come: half of the
@@ -85,7 +87,7 @@ func (m *metered) EraseSector(off int64) error {
 func BenchmarkOpenHostile(b *testing.B) {
 	var smallest float64
 	for _, pages := range []int{256, 1024, 4096} {
-		b.Run(strconv.Itoa(pages*SectorSize>>20)+" MiB", func(b *testing.B) {
+		b.Run(strconv.Itoa(pages*sectorSize>>20)+" MiB", func(b *testing.B) {
 			m := hostileNames(pages)
 			for b.Loop() {
 				if _, err := OpenReader(m, m.Size(), Options{}); err != nil {
@@ -103,10 +105,10 @@ func BenchmarkOpenHostile(b *testing.B) {
 
 // hostileNames is a partition full of namespaces. The headers of its odd pages
 // have a wrong bit; all else is as it should be.
-func hostileNames(pages int) Image {
-	m := NewImage(pages * SectorSize)
+func hostileNames(pages int) flash.Memory {
+	m := flash.NewMemory(pages * sectorSize)
 	for no := range pages {
-		page := m[no*SectorSize:][:SectorSize]
+		page := m[no*sectorSize:][:sectorSize]
 		h := header(uint32(no))
 		binary.LittleEndian.PutUint32(h[:], uint32(stateFull))
 		h[versionOff+1] ^= byte(no % 2)

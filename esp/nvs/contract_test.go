@@ -7,13 +7,14 @@ import (
 	"io/fs"
 	"testing"
 
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 	"github.com/quarklink-go/quarklink/store"
 )
 
 // TestStore: a namespace keeps what store.Store and store.Creator promise.
 func TestStore(t *testing.T) {
-	p, err := nvs.Open(nvs.NewImage(40*nvs.SectorSize), nvs.Options{})
+	p, err := nvs.Open(flash.NewMemory(40*flash.SectorSize), nvs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

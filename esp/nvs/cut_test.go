@@ -8,105 +8,10 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
+	"github.com/quarklink-go/quarklink/esp/flash/flashtest"
 )
-
-// journal is flash that notes what is done to it.
-type journal struct {
-	Image
-	ops []flashOp
-}
-
-type flashOp struct {
-	off  int64
-	data []byte // nil: erase the sector
-}
-
-func (j *journal) Program(off int64, data []byte) error {
-	j.ops = append(j.ops, flashOp{off, bytes.Clone(data)})
-	return j.Image.Program(off, data)
-}
-
-func (j *journal) EraseSector(off int64) error {
-	j.ops = append(j.ops, flashOp{off, nil})
-	return j.Image.EraseSector(off)
-}
-
-func (op flashOp) do(m Image) error {
-	if op.data == nil {
-		return m.EraseSector(op.off)
-	}
-	return m.Program(op.off, op.data)
-}
-
-// tears are the ways in which an operation is done in part: each says which
-// bits of a byte, of n, still are done.
-var tears = []struct {
-	name string
-	mask func(i, n int, r *rand.Rand) byte
-}{
-	{"first half", func(i, n int, _ *rand.Rand) byte { return part(i < (n+1)/2) }},
-	{"second half", func(i, n int, _ *rand.Rand) byte { return part(i >= n/2) }},
-	{"both ends", func(i, n int, _ *rand.Rand) byte { return part(i < min(4, n/2) || i >= n-n/4) }},
-	{"first word", func(i, _ int, _ *rand.Rand) byte { return part(i < 4) }},
-	{"all but the first byte", func(i, _ int, _ *rand.Rand) byte { return part(i > 0) }},
-	{"even bits", func(int, int, *rand.Rand) byte { return 0x55 }},
-	{"odd bits", func(int, int, *rand.Rand) byte { return 0xAA }},
-	{"some bytes", func(_, _ int, r *rand.Rand) byte { return part(r.IntN(2) == 0) }},
-	{"some bits", func(_, _ int, r *rand.Rand) byte { return byte(r.UintN(256)) }},
-	{"most bits", func(_, _ int, r *rand.Rand) byte { return byte(r.UintN(256) | r.UintN(256) | r.UintN(256)) }},
-}
-
-func part(yes bool) byte {
-	if yes {
-		return 0xFF
-	}
-	return 0
-}
-
-// tear returns the image after a part of the operation.
-func (op flashOp) tear(m Image, kind int, r *rand.Rand) Image {
-	torn := bytes.Clone(m)
-	n := len(op.data)
-	if op.data == nil {
-		n = SectorSize
-	}
-	for i := range n {
-		at := op.off + int64(i)
-		mask := tears[kind].mask(i, n, r)
-		if op.data == nil {
-			torn[at] |= mask
-		} else {
-			torn[at] &= op.data[i] | ^mask
-		}
-	}
-	return torn
-}
-
-// eachCut calls f with the image before each operation, with each torn, and
-// with the image after the last. It returns how many that were; those that do
-// not change the image are left out.
-func eachCut(start Image, ops []flashOp, r *rand.Rand, f func(name string, m Image)) (cuts int) {
-	m := bytes.Clone(start)
-	f("before operation 0", bytes.Clone(m))
-	for i, op := range ops {
-		after := Image(bytes.Clone(m))
-		if err := op.do(after); err != nil {
-			panic(err)
-		}
-		for kind := range tears {
-			torn := op.tear(m, kind, r)
-			if bytes.Equal(torn, m) || bytes.Equal(torn, after) {
-				continue
-			}
-			f(fmt.Sprintf("operation %d: %s", i, tears[kind].name), torn)
-			cuts++
-		}
-		m = after
-		f(fmt.Sprintf("after operation %d", i), bytes.Clone(m))
-		cuts++
-	}
-	return cuts
-}
 
 // readAll is contentOf, with an error.
 func readAll(p *Partition) (content, error) {
@@ -313,21 +218,22 @@ func TestEveryCut(t *testing.T) {
 }
 
 func cutScenario(t *testing.T, s *scenario, opt Options) int {
-	start := NewImage(s.pages * SectorSize)
+	start := flash.NewMemory(s.pages * sectorSize)
 	p := openImage(t, start, opt)
 	if err := s.setup(p); err != nil {
 		t.Fatal(err)
 	}
-	start = Image(bytes.Clone(start)) // p goes on with the other
+	start = flash.Memory(bytes.Clone(start)) // p goes on with the other
 	before := contentOf(t, openReader(t, start, opt.Keys))
 
-	j := &journal{Image: Image(bytes.Clone(start))}
+	j := flashtest.New(start)
+	j.Record()
 	p, err := Open(j, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(j.ops) > 0 {
-		t.Fatalf("opening a whole partition does %d flash operations", len(j.ops))
+	if j.Operations() > 0 {
+		t.Fatalf("opening a whole partition does %d flash operations", j.Operations())
 	}
 	if err := s.do(p); err != nil {
 		t.Fatal(err)
@@ -346,7 +252,7 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 	// check reads an image, for reading and after recovery, and returns what
 	// the recovery did.
 	checks := 0
-	check := func(name string, m Image) []flashOp {
+	check := func(name string, m flash.Memory) []flashtest.Op {
 		checks++
 		ro, err := OpenReader(m, m.Size(), Options{Keys: opt.Keys})
 		if err != nil {
@@ -361,7 +267,8 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 			c.diff(t, before)
 			t.FailNow()
 		}
-		rec := &journal{Image: Image(bytes.Clone(m))}
+		rec := flashtest.New(m)
+		rec.Record()
 		p, err := Open(rec, opt)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -375,7 +282,7 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 			c2.diff(t, c)
 			t.FailNow()
 		}
-		ops := rec.ops
+		ops := rec.Journal()
 		if err := s.do(p); err != nil && !strings.HasPrefix(s.name, "erase") {
 			t.Fatalf("%s: again: %v", name, err)
 		}
@@ -384,7 +291,7 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 		}
 		return ops
 	}
-	cuts := eachCut(start, j.ops, r, func(name string, m Image) {
+	cuts := flashtest.EachCut(start, j.Journal(), 1, func(name string, m flash.Memory) {
 		ops := check(name, m)
 		sum := fmt.Sprint(len(ops), name[len(name)-5:]) // recoveries of one kind and length
 		again := seen[sum] || checks > budget
@@ -392,16 +299,16 @@ func cutScenario(t *testing.T, s *scenario, opt Options) int {
 			return
 		}
 		seen[sum] = true
-		eachCut(m, ops, r, func(second string, m2 Image) {
+		flashtest.EachCut(m, ops, r.Uint64(), func(second string, m2 flash.Memory) {
 			third := check(name+", then in recovery "+second, m2)
 			if r.IntN(50) == 0 {
-				eachCut(m2, third, r, func(thirdName string, m3 Image) {
+				flashtest.EachCut(m2, third, r.Uint64(), func(thirdName string, m3 flash.Memory) {
 					check(name+", then "+second+", then "+thirdName, m3)
 				})
 			}
 		})
 	})
-	t.Logf("%d operations, %d cuts, with those in recovery %d", len(j.ops), cuts, checks)
+	t.Logf("%d operations, %d cuts, with those in recovery %d", j.Operations(), cuts, checks)
 	return checks
 }
 

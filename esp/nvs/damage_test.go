@@ -9,13 +9,16 @@ import (
 	"maps"
 	"strings"
 	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
+	"github.com/quarklink-go/quarklink/esp/flash/flashtest"
 )
 
 // sample makes a partition of three pages, two of them full, and returns it
 // with what is in it.
-func sample(t testing.TB, keys *Keys) (Image, content) {
+func sample(t testing.TB, keys *Keys) (flash.Memory, content) {
 	t.Helper()
-	m := NewImage(4 * SectorSize)
+	m := flash.NewMemory(4 * sectorSize)
 	p := openImage(t, m, Options{Keys: keys})
 	if err := base(20)(p); err != nil {
 		t.Fatal(err)
@@ -29,7 +32,7 @@ func sample(t testing.TB, keys *Keys) (Image, content) {
 
 // owner returns what an entry at a byte of the partition belongs to: a value's
 // name as in content, and whether it is a page's header or table.
-func owners(t testing.TB, m Image, keys *Keys) func(off int) (key string, shared bool) {
+func owners(t testing.TB, m flash.Memory, keys *Keys) func(off int) (key string, shared bool) {
 	p := openReader(t, bytes.Clone(m), keys)
 	type span struct {
 		from, to int64
@@ -52,7 +55,7 @@ func owners(t testing.TB, m Image, keys *Keys) func(off int) (key string, shared
 		}
 	}
 	return func(off int) (string, bool) {
-		if off%SectorSize < entriesOff {
+		if off%sectorSize < entriesOff {
 			return "", true
 		}
 		for _, s := range spans {
@@ -77,7 +80,7 @@ func TestBitFlips(t *testing.T) {
 	}
 	encrypted, want := sample(t, keys)
 	for name, c := range map[string]struct {
-		m    Image
+		m    flash.Memory
 		keys *Keys
 	}{"plain": {plain, nil}, "xts": {encrypted, keys}} {
 		t.Run(name, func(t *testing.T) {
@@ -98,9 +101,9 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
-func flip(t *testing.T, bit int, m Image, keys *Keys, want content, owner func(int) (string, bool)) (noticed int) {
+func flip(t *testing.T, bit int, m flash.Memory, keys *Keys, want content, owner func(int) (string, bool)) (noticed int) {
 	key, shared := owner(bit / 8)
-	inState := shared && bit/8%SectorSize >= tableOff
+	inState := shared && bit/8%sectorSize >= tableOff
 	p, err := OpenReader(m, m.Size(), Options{Keys: keys})
 	if err != nil {
 		// Only a version can refuse the partition as a whole; one bit does
@@ -115,8 +118,8 @@ func flip(t *testing.T, bit int, m Image, keys *Keys, want content, owner func(i
 		if d.Page < 0 || d.Page > 3 || d.Entry > 125 || d.Reason == "" {
 			t.Fatalf("bit %d: %+v", bit, d)
 		}
-		if !shared && d.Page != bit/8/SectorSize && d.Entries > 0 && !strings.Contains(d.Reason, "namespace") {
-			t.Fatalf("bit %d in page %d: damage in page %d", bit, bit/8/SectorSize, d.Page)
+		if !shared && d.Page != bit/8/sectorSize && d.Entries > 0 && !strings.Contains(d.Reason, "namespace") {
+			t.Fatalf("bit %d in page %d: damage in page %d", bit, bit/8/sectorSize, d.Page)
 		}
 	}
 	left := maps.Clone(want)
@@ -172,18 +175,18 @@ func flip(t *testing.T, bit int, m Image, keys *Keys, want content, owner func(i
 // damage survives the collection of its page, and goes when it is discarded.
 func TestDamageIsKept(t *testing.T) {
 	ctx := context.Background()
-	for name, spoil := range map[string]func(Image){
-		"entry":  func(m Image) { m[bytes.Index(m, []byte("key-esk\x00"))] ^= 1 },
-		"header": func(m Image) { m[5] ^= 3 }, // one bit would be corrected
-		"namespace": func(m Image) {
+	for name, spoil := range map[string]func(flash.Memory){
+		"entry":  func(m flash.Memory) { m[bytes.Index(m, []byte("key-esk\x00"))] ^= 1 },
+		"header": func(m flash.Memory) { m[5] ^= 3 }, // one bit would be corrected
+		"namespace": func(m flash.Memory) {
 			m[bytes.Index(m, []byte("ql\x00"))] ^= 1
 		},
-		"state": func(m Image) { // of the first entry, from written to empty
+		"state": func(m flash.Memory) { // of the first entry, from written to empty
 			m[tableOff] |= 1
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := NewImage(4 * SectorSize)
+			m := flash.NewMemory(4 * sectorSize)
 			p := openImage(t, m, Options{})
 			ns, _ := p.Namespace("ql")
 			other, _ := p.Namespace("other")
@@ -248,32 +251,35 @@ func TestDamageIsKept(t *testing.T) {
 // TestHalfErased: the page that ESP-IDF was erasing when the power went keeps
 // its header here and loses the rest; all its items were copied.
 func TestHalfErased(t *testing.T) {
-	var m Image
-	p := openImage(t, NewImage(3*SectorSize), Options{})
+	var m flash.Memory
+	p := openImage(t, flash.NewMemory(3*sectorSize), Options{})
 	if err := gc(0)(p); err != nil {
 		t.Fatal(err)
 	}
-	j := &journal{Image: Image(bytes.Clone(p.flash.(Image)))}
+	j := flashtest.New(p.flash.(flash.Memory))
+	j.Record()
 	p, err := Open(j, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := contentOf(t, p)
-	start := Image(bytes.Clone(j.Image))
+	start := flashtest.New(j.Content())
 	ns, _ := p.Namespace("device")
 	if err := SetInt(ns, "int", uint32(2)); err != nil {
 		t.Fatal(err)
 	}
-	for i, op := range j.ops {
-		if i+1 < len(j.ops) && j.ops[i+1].data == nil { // op clears the header, which ESP-IDF does not
-			m = start
-			for _, kind := range []int{1, len(tears) - 1} {
-				half := j.ops[i+1].tear(m, kind, newRand())
-				copy(half[op.off:], m[op.off:op.off+headerSize])
+	ops := j.Journal()
+	for i, op := range ops {
+		if i+1 < len(ops) && ops[i+1].Data == nil { // op clears the header, which ESP-IDF does not
+			m = start.Content()
+			for _, kind := range []int{1, flashtest.Tears - 1} {
+				half := bytes.Clone(m)
+				ops[i+1].Tear(half, kind, 1)
+				copy(half[op.Off:], m[op.Off:op.Off+headerSize])
 				// The checksum does not cover the state: some of its bits may be set again.
 				for _, state := range []uint32{uint32(stateFreeing), 0xFFFFFFF9, 0xFFFFFFFA, uint32(stateBlank)} {
 					half := bytes.Clone(half)
-					binary.LittleEndian.PutUint32(half[op.off:], state)
+					binary.LittleEndian.PutUint32(half[op.Off:], state)
 					for _, open := range []func() *Partition{
 						func() *Partition { return openReader(t, half, nil) },
 						func() *Partition { return openImage(t, half, Options{}) },
@@ -287,7 +293,7 @@ func TestHalfErased(t *testing.T) {
 				}
 			}
 		}
-		if err := op.do(start); err != nil {
+		if err := op.Do(start); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -309,22 +315,22 @@ func TestRefused(t *testing.T) {
 	plain, _ := sample(t, nil)
 	encrypted, _ := sample(t, keys)
 	newer := bytes.Clone(plain)
-	newer[SectorSize+versionOff] = version2 - 1
-	binary.LittleEndian.PutUint32(newer[SectorSize+headerCRC:], crc(newer[SectorSize+seqOff:][:headerCRC-seqOff]))
-	foreign := make(Image, 3*SectorSize)
+	newer[sectorSize+versionOff] = version2 - 1
+	binary.LittleEndian.PutUint32(newer[sectorSize+headerCRC:], crc(newer[sectorSize+seqOff:][:headerCRC-seqOff]))
+	foreign := make(flash.Memory, 3*sectorSize)
 	copy(foreign, text(len(foreign), 1))
 	last := bytes.Clone(plain)
 	binary.LittleEndian.PutUint32(last[seqOff:], 0xFFFFFFFF)
 	binary.LittleEndian.PutUint32(last[headerCRC:], crc(last[seqOff:headerCRC]))
 	for name, c := range map[string]struct {
-		m    Image
+		m    flash.Memory
 		keys *Keys
 		want error
 		says string
 	}{
-		"one sector":          {NewImage(SectorSize), nil, ErrSize, "4096 bytes"},
+		"one sector":          {flash.NewMemory(sectorSize), nil, ErrSize, "4096 bytes"},
 		"no sector":           {nil, nil, ErrSize, "0 bytes"},
-		"half a sector":       {NewImage(2*SectorSize + 1), nil, ErrSize, "8193 bytes"},
+		"half a sector":       {flash.NewMemory(2*sectorSize + 1), nil, ErrSize, "8193 bytes"},
 		"newer version":       {newer, nil, ErrNewerVersion, "page 1: version 3"},
 		"wrong keys":          {encrypted, other, ErrKeys, "page 0: none of"},
 		"no keys":             {encrypted, nil, ErrKeys, "is the partition encrypted"},

@@ -2,7 +2,7 @@
 // of type data, subtype nvs, in which an ESP32 keeps its settings, plain or
 // encrypted with AES-XTS. It works on a chip's flash and on an image in a file.
 //
-// [Open] opens a partition for writing over a [Flash], [OpenReader] one to be
+// [Open] opens a partition for writing over a [flash.NOR], [OpenReader] one to be
 // read only. Values are named by namespace and key, and are integers, strings
 // or blobs:
 //

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/esp/flash"
+	"github.com/quarklink-go/quarklink/esp/flash/flashtest"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
@@ -21,50 +23,7 @@ import (
 
 var (
 	_ store.Creator = (*nvs.Namespace)(nil)
-	_ nvs.Flash     = nvs.Image(nil)
 )
-
-var errCut = errors.New("power cut")
-
-// supply is flash whose power is cut at an operation: that one is done in
-// part, and then no more.
-type supply struct {
-	nvs.Image
-	left   int // operations before the cut; negative: it was cut
-	tear   func() byte
-	done   int // operations
-	erased int // sectors
-}
-
-// cut counts an operation; it says what part of the bits of each byte is done.
-func (s *supply) cut() (tear func() byte, err error) {
-	s.left--
-	if s.left < 0 {
-		tear, err = s.tear, errCut
-		s.tear = func() byte { return 0 }
-		return tear, err
-	}
-	s.done++
-	return func() byte { return 0xFF }, nil
-}
-
-func (s *supply) Program(off int64, data []byte) error {
-	tear, err := s.cut()
-	part := bytes.Clone(data)
-	for i := range part {
-		part[i] |= ^tear()
-	}
-	return errors.Join(err, s.Image.Program(off, part))
-}
-
-func (s *supply) EraseSector(off int64) error {
-	tear, err := s.cut()
-	s.erased++
-	for i := range nvs.SectorSize {
-		s.Image[off+int64(i)] |= tear()
-	}
-	return err
-}
 
 func partitionKeys(t testing.TB) *nvs.Keys {
 	t.Helper()
@@ -76,8 +35,8 @@ func partitionKeys(t testing.TB) *nvs.Keys {
 }
 
 // enrol starts a device whose keys and records are in a partition, and enrols.
-func enrol(ctx context.Context, t *testing.T, flash nvs.Flash, s *quarklinktest.Server) (quarklink.DeviceID, error) {
-	p, err := nvs.Open(flash, nvs.Options{Keys: partitionKeys(t)})
+func enrol(ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest.Server) (quarklink.DeviceID, error) {
+	p, err := nvs.Open(device, nvs.Options{Keys: partitionKeys(t)})
 	if err != nil {
 		return "", err
 	}
@@ -121,7 +80,7 @@ func TestEnrolSurvivesCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A partition that has seen use, so that pages are collected too.
-	used := nvs.NewImage(8 * nvs.SectorSize)
+	used := flash.NewMemory(8 * flash.SectorSize)
 	p, err := nvs.Open(used, nvs.Options{Keys: partitionKeys(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -136,34 +95,37 @@ func TestEnrolSurvivesCuts(t *testing.T) {
 		}
 	}
 
-	whole := &supply{Image: nvs.Image(bytes.Clone(used)), left: 1 << 30, tear: func() byte { return 0 }}
+	whole := flashtest.New(used)
 	if _, err := enrol(ctx, t, whole, s); err != nil {
 		t.Fatal(err)
 	}
-	if whole.erased == 0 {
+	erased := 0
+	for off := int64(0); off < whole.Size(); off += flash.SectorSize {
+		erased += whole.Wear(off)
+	}
+	if erased == 0 {
 		t.Error("no page was collected")
 	}
 	r := rand.New(rand.NewPCG(3, 4))
-	tears := []func() byte{
-		func() byte { return 0 },
-		func() byte { return 0xFF },
-		func() byte { return byte(r.UintN(256)) },
-		func() byte { return byte(0xFF * r.IntN(2)) },
-	}
 	step := 1
 	if nvs.RaceEnabled {
 		step = 7
 	}
 	cuts, same := 0, 0
-	for at := 0; at < whole.done; at += step {
-		flash := &supply{Image: nvs.Image(bytes.Clone(used)), left: at, tear: tears[r.IntN(len(tears))]}
-		_, err := enrol(ctx, t, flash, s)
-		if !errors.Is(err, errCut) {
+	for at := 0; at < whole.Operations(); at += step {
+		device := flashtest.New(used)
+		device.CutPower(at)
+		if kind := r.IntN(flashtest.Tears + 1); kind < flashtest.Tears {
+			device.TearPower(at, kind, r.Uint64())
+		}
+		_, err := enrol(ctx, t, device, s)
+		if !errors.Is(err, flashtest.ErrPowerCut) {
 			t.Fatalf("cut at %d: %v", at, err)
 		}
 		cuts++
-		before := storedKey(ctx, t, flash.Image)
-		id, err := enrol(ctx, t, flash.Image, s)
+		device.PowerUp()
+		before := storedKey(ctx, t, device)
+		id, err := enrol(ctx, t, device, s)
 		if err != nil {
 			t.Fatalf("cut at %d, started again: %v", at, err)
 		}
@@ -176,7 +138,7 @@ func TestEnrolSurvivesCuts(t *testing.T) {
 		if n := len(s.Certificates(id)); n != 1 {
 			t.Fatalf("cut at %d: %d certificates for one request", at, n)
 		}
-		ro, err := nvs.OpenReader(flash.Image, flash.Image.Size(), nvs.Options{Keys: partitionKeys(t)})
+		ro, err := nvs.OpenReader(device, device.Size(), nvs.Options{Keys: partitionKeys(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,14 +146,14 @@ func TestEnrolSurvivesCuts(t *testing.T) {
 			t.Fatalf("cut at %d: %v, %v", at, bad, err)
 		}
 	}
-	t.Logf("%d flash operations, %d of them erases, %d cuts; after %d of them there was a key, and it stayed", whole.done, whole.erased, cuts, same)
+	t.Logf("%d flash operations, %d of them erases, %d cuts; after %d of them there was a key, and it stayed", whole.Operations(), erased, cuts, same)
 	if same == 0 || same == cuts {
 		t.Error("no cut before or none after the key was stored")
 	}
 }
 
 // storedKey returns the public enrolment key that a partition holds, nil if none.
-func storedKey(ctx context.Context, t *testing.T, m nvs.Image) *ecdsa.PublicKey {
+func storedKey(ctx context.Context, t *testing.T, m flash.NOR) *ecdsa.PublicKey {
 	t.Helper()
 	p, err := nvs.OpenReader(m, m.Size(), nvs.Options{Keys: partitionKeys(t)})
 	if err != nil {

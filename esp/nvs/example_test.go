@@ -8,11 +8,12 @@ import (
 	"io/fs"
 	"log"
 
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 )
 
 func Example() {
-	flash := nvs.NewImage(8 * nvs.SectorSize) // on a device: a Flash over its partition
+	flash := flash.NewMemory(8 * flash.SectorSize) // on a device: a Flash over its partition
 	p, err := nvs.Open(flash, nvs.Options{})
 	if err != nil {
 		log.Fatal(err)
@@ -74,8 +75,8 @@ func ExampleOpenReader() {
 	// nvs: open: page 0: none of 15 entries reads without keys (is the partition encrypted?): wrong NVS keys
 }
 
-func exampleImage(keys *nvs.Keys) nvs.Image {
-	flash := nvs.NewImage(3 * nvs.SectorSize)
+func exampleImage(keys *nvs.Keys) flash.Memory {
+	flash := flash.NewMemory(3 * flash.SectorSize)
 	p, err := nvs.Open(flash, nvs.Options{Keys: keys})
 	if err != nil {
 		log.Fatal(err)
@@ -93,7 +94,7 @@ func exampleImage(keys *nvs.Keys) nvs.Image {
 // A namespace holds a client's records and its software keys.
 func ExampleNamespace_Create() {
 	ctx := context.Background()
-	p, err := nvs.Open(nvs.NewImage(3*nvs.SectorSize), nvs.Options{})
+	p, err := nvs.Open(flash.NewMemory(3*flash.SectorSize), nvs.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -114,7 +115,7 @@ func ExampleNamespace_Create() {
 // What a flipped bit has made unreadable is not taken for absent.
 func ExamplePartition_Check() {
 	ctx := context.Background()
-	flash := nvs.NewImage(3 * nvs.SectorSize)
+	flash := flash.NewMemory(3 * flash.SectorSize)
 	p, err := nvs.Open(flash, nvs.Options{})
 	if err != nil {
 		log.Fatal(err)

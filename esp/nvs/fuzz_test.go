@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
 )
 
 // The input of FuzzOpen describes a partition of three pages. It is small, as
@@ -32,12 +34,12 @@ const (
 var fuzzStates = []pageState{stateBlank, stateActive, stateFull, stateFreeing, 0xFFFFFFF0, 0}
 
 // fuzzImage builds what the input describes.
-func fuzzImage(in []byte, keys *Keys) Image {
-	m := NewImage(fuzzPages * SectorSize)
+func fuzzImage(in []byte, keys *Keys) flash.Memory {
+	m := flash.NewMemory(fuzzPages * sectorSize)
 	c, _ := keys.cipher()
 	next := func(b []byte) { in = in[copy(b, in):] }
 	for no := range fuzzPages {
-		page := m[no*SectorSize:][:SectorSize]
+		page := m[no*sectorSize:][:sectorSize]
 		var about [3]byte
 		next(about[:])
 		state, wrong := fuzzStates[int(about[0])%len(fuzzStates)], about[2]
@@ -59,12 +61,12 @@ func fuzzImage(in []byte, keys *Keys) Image {
 			off := entriesOff + i*entrySize
 			e := fuzzItem(b)
 			if c != nil {
-				c.Encrypt(e[:], e[:], uint64(no*SectorSize+off))
+				c.Encrypt(e[:], e[:], uint64(no*sectorSize+off))
 			}
 			copy(page[off:], e[:])
 		}
 		if wrong&fuzzTail != 0 {
-			page[SectorSize-1] = 0
+			page[sectorSize-1] = 0
 		}
 	}
 	return m

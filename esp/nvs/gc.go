@@ -129,7 +129,7 @@ func (p *Partition) erasePage(pg *page) error {
 	if err := p.flash.EraseSector(pg.off()); err != nil {
 		return fmt.Errorf("page %d: erase: %w", pg.no, err)
 	}
-	blank, err := p.blank(pg.off(), SectorSize)
+	blank, err := p.blank(pg.off(), sectorSize)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,7 @@ func GenerateKeys(random io.Reader) (*Keys, error) {
 // Partition returns the content of an nvs_keys partition with these keys, 4096
 // bytes, as [ParseKeys] reads it. It is secret.
 func (k *Keys) Partition() []byte {
-	b := make([]byte, SectorSize)
+	b := make([]byte, sectorSize)
 	fill(b, 0xFF)
 	copy(b, k.xts[:])
 	binary.LittleEndian.PutUint32(b[xtsKeySize:], crc(k.xts[:]))

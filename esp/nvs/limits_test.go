@@ -11,10 +11,13 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
+	"github.com/quarklink-go/quarklink/esp/flash/flashtest"
 )
 
 func TestNames(t *testing.T) {
-	p := openImage(t, NewImage(2*SectorSize), Options{})
+	p := openImage(t, flash.NewMemory(2*sectorSize), Options{})
 	for _, bad := range []string{"", "sixteen_letters_", strings.Repeat("x", 300), "nul\x00inside"} {
 		if _, err := p.Namespace(bad); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("namespace %q: %v", bad, err)
@@ -40,7 +43,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestNamespaces(t *testing.T) {
-	m := NewImage(8 * SectorSize)
+	m := flash.NewMemory(8 * sectorSize)
 	p := openImage(t, m, Options{})
 	for i := range 254 {
 		ns, _ := p.Namespace(fmt.Sprintf("space%d", i))
@@ -66,7 +69,7 @@ func TestNamespaces(t *testing.T) {
 }
 
 func TestLengths(t *testing.T) {
-	p := openImage(t, NewImage(4*SectorSize), Options{})
+	p := openImage(t, flash.NewMemory(4*sectorSize), Options{})
 	ns, _ := p.Namespace("n")
 	if err := ns.SetString("s", strings.Repeat("s", 3999)); err != nil {
 		t.Error(err)
@@ -104,7 +107,7 @@ func TestLengths(t *testing.T) {
 }
 
 func TestIntegers(t *testing.T) {
-	p := openImage(t, NewImage(2*SectorSize), Options{})
+	p := openImage(t, flash.NewMemory(2*sectorSize), Options{})
 	ns, _ := p.Namespace("n")
 	integer(t, ns, U8, uint8(math.MaxUint8))
 	integer(t, ns, I8, int8(math.MinInt8))
@@ -138,7 +141,7 @@ func integer[T Integer](t *testing.T, ns *Namespace, typ Type, v T) {
 // hostile writes sealed entries that the library would not write.
 func hostile(t *testing.T, change func(e *entry)) *Partition {
 	t.Helper()
-	m := NewImage(3 * SectorSize)
+	m := flash.NewMemory(3 * sectorSize)
 	p := openImage(t, m, Options{})
 	ns, _ := p.Namespace("n")
 	if err := errors.Join(SetInt(ns, "before", uint8(1)), ns.SetBlob("blob", []byte(text(100, 1))), SetInt(ns, "after", uint8(2))); err != nil {
@@ -213,13 +216,14 @@ func TestForged(t *testing.T) {
 	forged := newEntry(1, U8, noChunk, "admin")
 	copy(forged.value(), []byte{1})
 	forged.seal()
-	m := NewImage(2 * SectorSize)
+	m := flash.NewMemory(2 * sectorSize)
 	p := openImage(t, m, Options{})
 	ns, _ := p.Namespace("n")
 	if err := ns.SetBlob("blob", bytes.Repeat(forged[:], 40)); err != nil {
 		t.Fatal(err)
 	}
-	j := &journal{Image: Image(bytes.Clone(m))}
+	j := flashtest.New(m)
+	j.Record()
 	p, err := Open(j, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -228,7 +232,8 @@ func TestForged(t *testing.T) {
 	if err := ns.Erase("blob"); err != nil {
 		t.Fatal(err)
 	}
-	cuts := eachCut(m, j.ops, newRand(), func(name string, m Image) {
+	cuts := flashtest.EachCut(m, j.Journal(), 1, func(name string, m flash.Memory) {
+		m = bytes.Clone(m)
 		for _, p := range []*Partition{openReader(t, m, nil), openImage(t, m, Options{})} {
 			ns, _ := p.Namespace("n")
 			if v, err := GetInt[uint8](ns, "admin"); !errors.Is(err, fs.ErrNotExist) {
@@ -242,7 +247,7 @@ func TestForged(t *testing.T) {
 // TestTypesUnderOneKey: ESP-IDF 5.3.1 keeps a string when a blob of the same
 // name is set, and reads both; so do we, and setting leaves one.
 func TestTypesUnderOneKey(t *testing.T) {
-	m := NewImage(3 * SectorSize)
+	m := flash.NewMemory(3 * sectorSize)
 	p := openImage(t, m, Options{})
 	if err := p.set(0, "n", U8, []byte{1}); err != nil {
 		t.Fatal(err)
@@ -262,14 +267,15 @@ func TestTypesUnderOneKey(t *testing.T) {
 // TestOldBlob: a blob of version 1 of the format is read, and replaced by one
 // of version 2, also if the power is cut in between.
 func TestOldBlob(t *testing.T) {
-	m := NewImage(2 * SectorSize)
+	m := flash.NewMemory(2 * sectorSize)
 	p := openImage(t, m, Options{})
 	e := newEntry(1, Blob, noChunk, "k")
 	e.setData([]byte("old"))
 	if err := errors.Join(p.set(0, "n", U8, []byte{1}), p.append(e, []byte("old"))); err != nil {
 		t.Fatal(err)
 	}
-	j := &journal{Image: Image(bytes.Clone(m))}
+	j := flashtest.New(m)
+	j.Record()
 	p, err := Open(j, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +287,8 @@ func TestOldBlob(t *testing.T) {
 	if err := ns.SetBlob("k", []byte("new")); err != nil {
 		t.Fatal(err)
 	}
-	eachCut(m, j.ops, newRand(), func(name string, m Image) {
+	flashtest.EachCut(m, j.Journal(), 1, func(name string, m flash.Memory) {
+		m = bytes.Clone(m)
 		c := contentOf(t, openImage(t, m, Options{}))
 		if v := c["n/k blob"]; len(c) != 1 || v != "old" && v != "new" {
 			t.Errorf("%s: %q", name, c)
@@ -311,7 +318,7 @@ func TestReadOnly(t *testing.T) {
 
 // failing is flash of which the n-th operation from now fails.
 type failing struct {
-	Image
+	flash.Memory
 	n int
 }
 
@@ -321,14 +328,14 @@ func (f *failing) Program(off int64, data []byte) error {
 	if f.n--; f.n == 0 {
 		return errFlash
 	}
-	return f.Image.Program(off, data)
+	return f.Memory.Program(off, data)
 }
 
 // TestFlashFails: a failed operation is reported, and the partition goes on
 // from what is in the flash.
 func TestFlashFails(t *testing.T) {
 	for n := 1; ; n++ {
-		f := &failing{Image: NewImage(3 * SectorSize)}
+		f := &failing{Memory: flash.NewMemory(3 * sectorSize)}
 		p, err := Open(f, Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -356,19 +363,19 @@ func TestFlashFails(t *testing.T) {
 		if err := ns.SetBlob("blob", []byte(text(501, 8))); err != nil {
 			t.Fatalf("operation %d: again: %v", n, err)
 		}
-		if c, err := readAll(openReader(t, f.Image, nil)); err != nil || c["device/blob blob"] != text(501, 8) {
+		if c, err := readAll(openReader(t, f.Memory, nil)); err != nil || c["device/blob blob"] != text(501, 8) {
 			t.Fatal(err)
 		}
 	}
 }
 
 // stuck is flash that ignores what it is told.
-type stuck struct{ Image }
+type stuck struct{ flash.Memory }
 
 func (stuck) Program(int64, []byte) error { return nil }
 
 func TestStuckFlash(t *testing.T) {
-	p, err := Open(stuck{NewImage(2 * SectorSize)}, Options{})
+	p, err := Open(stuck{flash.NewMemory(2 * sectorSize)}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +386,7 @@ func TestStuckFlash(t *testing.T) {
 }
 
 func TestConcurrent(t *testing.T) {
-	p := openImage(t, NewImage(4*SectorSize), Options{})
+	p := openImage(t, flash.NewMemory(4*sectorSize), Options{})
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Add(1)

@@ -85,7 +85,7 @@ func newItem(e *entry, r run) item {
 // run is a range of entries of a page.
 type run struct{ entry, span uint8 }
 
-func (pg *page) off() int64           { return int64(pg.no) * SectorSize }
+func (pg *page) off() int64           { return int64(pg.no) * sectorSize }
 func (pg *page) entryOff(i int) int64 { return pg.off() + entriesOff + int64(i)*entrySize }
 func (pg *page) slot(i int) slot      { return slot(pg.table[i/4]>>(i%4*2)) & 3 }
 func (pg *page) clear(i int, s slot)  { pg.table[i/4] &^= uint8(^s&3) << (i % 4 * 2) }

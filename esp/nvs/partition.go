@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/crypto/xts"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
 )
 
 // Options are what [Open] and [OpenReader] need besides the flash. The zero
@@ -33,7 +35,7 @@ type Options struct {
 type Partition struct {
 	mu     sync.Mutex
 	r      io.ReaderAt
-	flash  Flash // nil: read only
+	flash  flash.NOR // nil: read only
 	cipher *xts.Cipher
 	leave  bool
 
@@ -48,7 +50,7 @@ type Partition struct {
 	damage []*Damage  // what load found
 	stale  bool       // a write failed in the middle: load before anything else
 
-	buf, back [ProgramSize]byte
+	buf, back [flash.ProgramSize]byte
 }
 
 type namespace struct {
@@ -66,8 +68,8 @@ type namespace struct {
 //
 // Nothing else may write to the flash while the Partition is in use. It needs
 // no closing.
-func Open(flash Flash, opt Options) (*Partition, error) {
-	return open(flash, flash, flash.Size(), 2, opt)
+func Open(f flash.NOR, opt Options) (*Partition, error) {
+	return open(f, f, f.Size(), 2, opt)
 }
 
 // OpenReader opens a partition, or a file with its content, of size bytes for
@@ -79,16 +81,16 @@ func OpenReader(r io.ReaderAt, size int64, opt Options) (*Partition, error) {
 
 const maxPages = 1 << 12 // 16 MiB, the largest flash of these chips
 
-func open(r io.ReaderAt, flash Flash, size int64, least int, opt Options) (*Partition, error) {
-	n := size / SectorSize
-	if size%SectorSize != 0 || n < int64(least) || n > maxPages {
-		return nil, fmt.Errorf("nvs: %d bytes, need %d to %d sectors of %d: %w", size, least, maxPages, SectorSize, ErrSize)
+func open(r io.ReaderAt, f flash.NOR, size int64, least int, opt Options) (*Partition, error) {
+	n := size / sectorSize
+	if size%sectorSize != 0 || n < int64(least) || n > maxPages {
+		return nil, fmt.Errorf("nvs: %d bytes, need %d to %d sectors of %d: %w", size, least, maxPages, sectorSize, ErrSize)
 	}
 	c, err := opt.Keys.cipher()
 	if err != nil {
 		return nil, fmt.Errorf("nvs: %w", err)
 	}
-	p := &Partition{r: r, flash: flash, cipher: c, leave: opt.LeaveErased, pages: make([]page, n), stale: true}
+	p := &Partition{r: r, flash: f, cipher: c, leave: opt.LeaveErased, pages: make([]page, n), stale: true}
 	if err := p.ready(); err != nil {
 		return nil, err
 	}

@@ -7,26 +7,26 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
+	"github.com/quarklink-go/quarklink/esp/flash/flashtest"
 )
 
-// worn is flash that counts erases.
-type worn struct {
-	Image
-	erases []int
-}
-
-func (w *worn) EraseSector(off int64) error {
-	w.erases[off/SectorSize]++
-	return w.Image.EraseSector(off)
-}
-
-func (w *worn) spread() (least, most, total int) {
-	least = w.erases[0]
-	for _, n := range w.erases {
-		least, most, total = min(least, n), max(most, n), total+n
+// wear returns how often each sector of the flash was erased.
+func wear(f *flashtest.Flash) (erases []int) {
+	for off := int64(0); off < f.Size(); off += sectorSize {
+		erases = append(erases, f.Wear(off))
 	}
-	return
+	return erases
+}
+
+func spread(erases []int) (least, most, total int) {
+	for _, n := range erases {
+		total += n
+	}
+	return slices.Min(erases), slices.Max(erases), total
 }
 
 // TestRandom compares 100,000 random operations with a map, and the partition
@@ -54,7 +54,7 @@ func TestRandom(t *testing.T) {
 
 func randomOps(t *testing.T, ops int, opt Options) {
 	r := rand.New(rand.NewPCG(7, uint64(ops)))
-	w := &worn{NewImage(6 * SectorSize), make([]int, 6)}
+	w := flashtest.New(flash.NewMemory(6 * sectorSize))
 	p, err := Open(w, opt)
 	if err != nil {
 		t.Fatal(err)
@@ -125,10 +125,10 @@ func randomOps(t *testing.T, ops int, opt Options) {
 	if bad, err := p.Check(); err != nil || bad != nil {
 		t.Error(bad, err)
 	}
-	least, most, total := w.spread()
-	t.Logf("%d operations, %d without space, opened %d times; %d erases, per page %v", ops, full, opened, total, w.erases)
+	least, most, total := spread(wear(w))
+	t.Logf("%d operations, %d without space, opened %d times; %d erases, per page %v", ops, full, opened, total, wear(w))
 	if most > 2*least {
-		t.Errorf("wear is uneven: %v", w.erases)
+		t.Errorf("wear is uneven: %v", wear(w))
 	}
 	if full == 0 {
 		t.Error("the partition was never full")
@@ -150,7 +150,7 @@ func after[V any](oracle map[string]V, name string, v V, err error, full *int) (
 // TestWear: a counter beside values that never change. What is full of such
 // values is never collected, as in ESP-IDF; the other pages share the work.
 func TestWear(t *testing.T) {
-	w := &worn{NewImage(8 * SectorSize), make([]int, 8)}
+	w := flashtest.New(flash.NewMemory(8 * sectorSize))
 	p, err := Open(w, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -165,18 +165,18 @@ func TestWear(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	_, most, total := w.spread()
-	t.Logf("%d values of a counter: %d erases, per page %v: an erase for %d values", n, total, w.erases, n/total)
+	_, most, total := spread(wear(w))
+	t.Logf("%d values of a counter: %d erases, per page %v: an erase for %d values", n, total, wear(w), n/total)
 	idle := 0
-	for _, e := range w.erases {
+	for _, e := range wear(w) {
 		if e == 0 {
 			idle++
 		} else if e < most-1 {
-			t.Errorf("wear is uneven: %v", w.erases)
+			t.Errorf("wear is uneven: %v", wear(w))
 		}
 	}
 	if idle > 1 {
-		t.Errorf("%d pages are never erased: %v", idle, w.erases)
+		t.Errorf("%d pages are never erased: %v", idle, wear(w))
 	}
 }
 
@@ -185,7 +185,7 @@ func TestWear(t *testing.T) {
 func TestWiped(t *testing.T) {
 	ctx := context.Background()
 	for _, leave := range []bool{false, true} {
-		m := NewImage(3 * SectorSize)
+		m := flash.NewMemory(3 * sectorSize)
 		p := openImage(t, m, Options{LeaveErased: leave})
 		ns, _ := p.Namespace("secrets")
 		err := errors.Join(
@@ -218,4 +218,4 @@ func TestWiped(t *testing.T) {
 	}
 }
 
-func containsBytes(m Image, s string) bool { return bytes.Contains(m, []byte(s)) }
+func containsBytes(m flash.Memory, s string) bool { return bytes.Contains(m, []byte(s)) }

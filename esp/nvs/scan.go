@@ -90,7 +90,7 @@ func (p *Partition) scanHeader(pg *page, found *tally) error {
 	}
 	pg.bad = true
 	blankHeader := all(b[:headerSize], 0xFF)
-	rest, err := p.blank(pg.off()+headerSize, SectorSize-headerSize)
+	rest, err := p.blank(pg.off()+headerSize, sectorSize-headerSize)
 	if err != nil {
 		return fmt.Errorf("page %d: %w", pg.no, err)
 	}

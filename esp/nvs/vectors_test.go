@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
 )
 
 // Test data made with ESP-IDF 5.3.1's own library and generator.
@@ -217,7 +219,7 @@ func keysOf(t testing.TB, dir fs.FS, name string) *Keys {
 	return nil
 }
 
-func openImage(t testing.TB, m Image, opt Options) *Partition {
+func openImage(t testing.TB, m flash.Memory, opt Options) *Partition {
 	t.Helper()
 	p, err := Open(m, opt)
 	if err != nil {
@@ -228,7 +230,7 @@ func openImage(t testing.TB, m Image, opt Options) *Partition {
 
 func openReader(t testing.TB, m []byte, keys *Keys) *Partition {
 	t.Helper()
-	p, err := OpenReader(Image(m), int64(len(m)), Options{Keys: keys})
+	p, err := OpenReader(flash.Memory(m), int64(len(m)), Options{Keys: keys})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +264,7 @@ func TestImages(t *testing.T) {
 				keys := keysOf(t, dir, name)
 				for _, p := range []*Partition{
 					openReader(t, image, keys),
-					openImage(t, Image(bytes.Clone(image)), Options{Keys: keys}),
+					openImage(t, flash.Memory(bytes.Clone(image)), Options{Keys: keys}),
 				} {
 					contentOf(t, p).diff(t, want)
 					if bad, err := p.Check(); err != nil || bad != nil {
@@ -294,7 +296,7 @@ func TestOperations(t *testing.T) {
 				}
 				want := readFile(t, dir, name)
 				for _, leave := range []bool{true, false} {
-					m := NewImage(len(want))
+					m := flash.NewMemory(len(want))
 					p := openImage(t, m, Options{Keys: keysOf(t, dir, name), LeaveErased: leave})
 					for _, r := range calls {
 						if err := r.do(t, p); err != nil {
@@ -310,10 +312,10 @@ func TestOperations(t *testing.T) {
 
 // compareImages compares byte by byte; wiped: but for the content of erased
 // entries, which must be wiped.
-func compareImages(t *testing.T, got Image, want []byte, wiped bool) {
+func compareImages(t *testing.T, got flash.Memory, want []byte, wiped bool) {
 	t.Helper()
 	want = bytes.Clone(want)
-	for no := 0; wiped && no < len(want)/SectorSize; no++ {
+	for no := 0; wiped && no < len(want)/sectorSize; no++ {
 		pg := page{no: no}
 		copy(pg.table[:], want[pg.off()+tableOff:])
 		for i := range pageSlots {
@@ -326,7 +328,7 @@ func compareImages(t *testing.T, got Image, want []byte, wiped bool) {
 	for i := range want {
 		if got[i] != want[i] {
 			if differ++; differ <= 5 {
-				t.Errorf("page %d byte %#x (entry %d): %02x, want %02x", i/SectorSize, i%SectorSize, (i%SectorSize-entriesOff)/entrySize, got[i], want[i])
+				t.Errorf("page %d byte %#x (entry %d): %02x, want %02x", i/sectorSize, i%sectorSize, (i%sectorSize-entriesOff)/entrySize, got[i], want[i])
 			}
 		}
 	}
@@ -360,8 +362,8 @@ func TestCuts(t *testing.T) {
 					image := readFile(t, dir, "life/"+cut.File)
 					for _, p := range []*Partition{
 						openReader(t, image, keys),
-						openImage(t, Image(bytes.Clone(image)), Options{Keys: keys}),
-						openImage(t, Image(bytes.Clone(image)), Options{Keys: keys, LeaveErased: true}),
+						openImage(t, flash.Memory(bytes.Clone(image)), Options{Keys: keys}),
+						openImage(t, flash.Memory(bytes.Clone(image)), Options{Keys: keys, LeaveErased: true}),
 					} {
 						missing += checkCut(t, dir, cut.File, x.Operations, cut.Reads, start, p)
 					}
@@ -440,7 +442,7 @@ func TestCompleted(t *testing.T) {
 				if !last.Completed {
 					t.Fatal("the last run was cut too")
 				}
-				m := Image(readFile(t, dir, "life/"+x.Cuts[0].File))
+				m := flash.Memory(readFile(t, dir, "life/"+x.Cuts[0].File))
 				p := openImage(t, m, Options{Keys: keysOf(t, dir, name), LeaveErased: true})
 				for _, r := range x.Operations {
 					if err := r.do(t, p); err != nil {
@@ -452,7 +454,7 @@ func TestCompleted(t *testing.T) {
 		}
 		t.Run("1499 values of a counter", func(t *testing.T) {
 			want := readFile(t, dir, "life/cut_counter_plain/cut_0000.bin")
-			m := NewImage(len(want))
+			m := flash.NewMemory(len(want))
 			p := openImage(t, m, Options{LeaveErased: true})
 			for _, r := range readJSON[map[string][]recorded](t, dir, "life/ops.json")["01_fresh"] {
 				if err := r.do(t, p); err != nil {
@@ -487,7 +489,7 @@ func TestKeys(t *testing.T) {
 	if _, err := GenerateKeys(bytes.NewReader(good[:63])); err == nil {
 		t.Error("keys from 63 bytes")
 	}
-	blank := bytes.Repeat([]byte{0xFF}, SectorSize)
+	blank := bytes.Repeat([]byte{0xFF}, sectorSize)
 	flipped := bytes.Clone(good)
 	flipped[17] ^= 4
 	for name, bad := range map[string][]byte{"nothing": nil, "short": good[:67], "blank": blank, "flipped bit": flipped} {

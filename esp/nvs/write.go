@@ -1,6 +1,10 @@
 package nvs
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/quarklink-go/quarklink/esp/flash"
+)
 
 // Everything here is ordered so that a cut, also within one program operation,
 // leaves only what scanItems knows: the first entry of an item is marked as
@@ -77,7 +81,7 @@ func (p *Partition) writeFirst(pg *page, r run, e *entry) error {
 func (p *Partition) writeEntries(pg *page, i int, data []byte) error {
 	off := pg.entryOff(i)
 	for len(data) > 0 {
-		n := min(len(data), int(ProgramSize-off%ProgramSize))
+		n := min(len(data), int(flash.ProgramSize-off%flash.ProgramSize))
 		b := p.buf[:entries(n)*entrySize]
 		fill(b[copy(b, data[:n]):], 0xFF)
 		p.encrypt(b, off)
@@ -134,7 +138,7 @@ func (p *Partition) wipe(pg *page, r run) error {
 	fill(b, 0)
 	off := pg.entryOff(int(r.entry))
 	for left := int(r.span) * entrySize; left > 0; {
-		n := min(left, int(ProgramSize-off%ProgramSize))
+		n := min(left, int(flash.ProgramSize-off%flash.ProgramSize))
 		if err := p.program(off, b[:n]); err != nil {
 			return fmt.Errorf("page %d: wipe: %w", pg.no, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 )
 
@@ -23,7 +24,7 @@ func (t *tool) generate(args []string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)
 	}
-	image := nvs.NewImage(t.size)
+	image := flash.NewMemory(t.size)
 	p, err := nvs.Open(image, nvs.Options{Keys: t.keys})
 	if err != nil {
 		return fmt.Errorf("size %d: %w", t.size, err)

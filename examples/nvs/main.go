@@ -30,6 +30,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 )
 
@@ -243,7 +244,7 @@ func (t *tool) set(args []string) error {
 	if err != nil {
 		return err
 	}
-	image := nvs.Image(b)
+	image := flash.Memory(b)
 	p, err := nvs.Open(image, nvs.Options{Keys: t.keys})
 	if err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"os"
 
+	"github.com/quarklink-go/quarklink/esp/flash"
 	"github.com/quarklink-go/quarklink/esp/nvs"
 )
 
@@ -20,7 +21,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	p, err := nvs.Open(nvs.NewImage(3*nvs.SectorSize), nvs.Options{Keys: keys})
+	p, err := nvs.Open(flash.NewMemory(3*flash.SectorSize), nvs.Options{Keys: keys})
 	if err != nil {
 		return err
 	}
