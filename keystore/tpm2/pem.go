@@ -193,11 +193,12 @@ func parseDER(der []byte) (*key, error) {
 		return nil, errMalformed
 	}
 	if present {
-		var yes bool
-		if !empty.ReadASN1Boolean(&yes) || !empty.Empty() {
+		// openssl's provider writes TRUE as 1, as BER allows and DER does not.
+		var yes cryptobyte.String
+		if !empty.ReadASN1(&yes, asn1.BOOLEAN) || !empty.Empty() || len(yes) != 1 {
 			return nil, errMalformed
 		}
-		k.hasAuth = !yes
+		k.hasAuth = yes[0] == 0
 	}
 	for tag := asn1.Tag(tagPolicy); tag <= lastTag; tag++ {
 		if body.PeekASN1Tag(tag.ContextSpecific().Constructed()) {
