@@ -49,7 +49,11 @@ const (
 // elsewhere. A key under another parent than [EmptyUnique] is [ErrTemplate]: the format
 // has no way to name it. An absent key is fs.ErrNotExist.
 func (s *Store) Export(ctx context.Context, role keystore.Role) ([]byte, error) {
-	k, err := s.read(ctx, role)
+	name, err := RecordName(role)
+	var k *key
+	if err == nil {
+		k, err = s.read(ctx, name)
+	}
 	if err == nil && k.template != EmptyUnique {
 		err = fmt.Errorf("%w: %v, and a TSS2 PRIVATE KEY is always under %v", ErrTemplate, k.template, EmptyUnique)
 	}
@@ -123,10 +127,7 @@ func (s *Store) importKey(ctx context.Context, role keystore.Role, pemData []byt
 	if err != nil {
 		return nil, err
 	}
-	if err := s.store(ctx, name, k); err != nil {
-		return nil, err
-	}
-	return s.settle(ctx, role, k, s.secret(role))
+	return s.add(ctx, role, name, k)
 }
 
 // adopt fills in where a key of unknown origin belongs, if that is here.
