@@ -335,36 +335,42 @@ func TestImportRefuses(t *testing.T) {
 	b.openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "group:P-384", "-out", "p384.pem")
 	b.createPrimary(tpm2.EmptyUnique)
 	made := func(attributes string, algorithm ...string) []byte {
-		b.run("tpm2_create", "-C", "parent.ctx", "-G", "ecc256"+strings.Join(algorithm, ""), "-u", "k.pub", "-r", "k.priv", "-a", attributes)
+		b.run("tpm2_create", "-C", "parent.ctx", "-G", "ecc256"+strings.Join(algorithm, ""),
+			"-u", "k.pub", "-r", "k.priv", "-a", attributes)
 		b.run("tpm2_flushcontext", "-t")
 		return file(t, tpmKey{loadable, true, 0x40000001, b.read("k.pub"), b.read("k.priv")})
 	}
 	const good = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign"
 	whole := made(good)
+	const ours = tpm2.EmptyUnique
+	otherPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"})
+	emptyPEM := pem.EncodeToMemory(&pem.Block{Type: "TSS2 PRIVATE KEY"})
+	decrypting := made("fixedtpm|fixedparent|sensitivedataorigin|userwithauth|decrypt")
+	edit := func(change func(*tpmKey)) []byte { return edited(t, whole, change) }
 	for name, test := range map[string]struct {
 		file     []byte
 		template tpm2.Template
 		want     error
 	}{
-		"whole":                  {whole, tpm2.EmptyUnique, nil},
-		"nothing":                {nil, tpm2.EmptyUnique, fs.ErrInvalid},
-		"too large":              {make([]byte, 1<<20), tpm2.EmptyUnique, fs.ErrInvalid},
-		"another kind of PEM":    {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY"}), tpm2.EmptyUnique, fs.ErrInvalid},
-		"no DER":                 {pem.EncodeToMemory(&pem.Block{Type: "TSS2 PRIVATE KEY"}), tpm2.EmptyUnique, fs.ErrInvalid},
-		"of another TPM":         {foreign, tpm2.EmptyUnique, tpm2.ErrOtherTPM},
-		"RSA":                    {b.read("rsa.pem"), tpm2.EmptyUnique, fs.ErrInvalid},
-		"P-384":                  {b.read("p384.pem"), tpm2.EmptyUnique, fs.ErrInvalid},
+		"whole":                  {whole, ours, nil},
+		"nothing":                {nil, ours, fs.ErrInvalid},
+		"too large":              {make([]byte, 1<<20), ours, fs.ErrInvalid},
+		"another kind of PEM":    {otherPEM, ours, fs.ErrInvalid},
+		"no DER":                 {emptyPEM, ours, fs.ErrInvalid},
+		"of another TPM":         {foreign, ours, tpm2.ErrOtherTPM},
+		"RSA":                    {b.read("rsa.pem"), ours, fs.ErrInvalid},
+		"P-384":                  {b.read("p384.pem"), ours, fs.ErrInvalid},
 		"an unknown template":    {whole, tpm2.Template(9), fs.ErrInvalid},
-		"it may leave the TPM":   {made("sensitivedataorigin|userwithauth|noda|sign"), tpm2.EmptyUnique, fs.ErrInvalid},
-		"restricted":             {made(good+"|restricted", ":ecdsa-sha256:null"), tpm2.EmptyUnique, fs.ErrInvalid},
-		"not for signing":        {made("fixedtpm|fixedparent|sensitivedataorigin|userwithauth|decrypt"), tpm2.EmptyUnique, fs.ErrInvalid},
-		"a persistent parent":    {edited(t, whole, func(k *tpmKey) { k.Parent = 0x81000001 }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"sealed data":            {edited(t, whole, func(k *tpmKey) { k.Type[5] = 5 }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"public cut short":       {edited(t, whole, func(k *tpmKey) { k.Public = k.Public[:40] }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"public with more":       {edited(t, whole, func(k *tpmKey) { k.Public = append(k.Public, 0) }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"private cut short":      {edited(t, whole, func(k *tpmKey) { k.Private = k.Private[:40] }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"a point off the curve":  {edited(t, whole, func(k *tpmKey) { k.Public[60] ^= 1 }), tpm2.EmptyUnique, fs.ErrInvalid},
-		"a damaged private part": {edited(t, whole, func(k *tpmKey) { k.Private[60] ^= 1 }), tpm2.EmptyUnique, tpm2.ErrOtherTPM},
+		"it may leave the TPM":   {made("sensitivedataorigin|userwithauth|noda|sign"), ours, fs.ErrInvalid},
+		"restricted":             {made(good+"|restricted", ":ecdsa-sha256:null"), ours, fs.ErrInvalid},
+		"not for signing":        {decrypting, ours, fs.ErrInvalid},
+		"a persistent parent":    {edit(func(k *tpmKey) { k.Parent = 0x81000001 }), ours, fs.ErrInvalid},
+		"sealed data":            {edit(func(k *tpmKey) { k.Type[5] = 5 }), ours, fs.ErrInvalid},
+		"public cut short":       {edit(func(k *tpmKey) { k.Public = k.Public[:40] }), ours, fs.ErrInvalid},
+		"public with more":       {edit(func(k *tpmKey) { k.Public = append(k.Public, 0) }), ours, fs.ErrInvalid},
+		"private cut short":      {edit(func(k *tpmKey) { k.Private = k.Private[:40] }), ours, fs.ErrInvalid},
+		"a point off the curve":  {edit(func(k *tpmKey) { k.Public[60] ^= 1 }), ours, fs.ErrInvalid},
+		"a damaged private part": {edit(func(k *tpmKey) { k.Private[60] ^= 1 }), ours, tpm2.ErrOtherTPM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			keys := keyStore(t, tpm, new(store.Mem), tpm2.KeyOptions{})
