@@ -1,6 +1,7 @@
 package quarklink
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -34,12 +35,6 @@ type Config struct {
 	// one, which Provision or SetInstance puts there.
 	Instance *Instance
 	// Store keeps the client's records. Nil: memory only.
-	//
-	// Processes may share one, such as an agent that enrols and an application
-	// that talks to the hub: what one enrols or forgets the others see at their
-	// next call, and at the next handshake with the hub. The instance and the
-	// network are read by New alone. Let one process enrol: of two at the same
-	// time each may be issued a certificate, and the last to be stored counts.
 	Store store.Store
 	// Transport carries the stream to the instance. Nil: TCP. Over a plain
 	// Transport the client runs TLS, pinned to the instance's roots; a
@@ -59,6 +54,10 @@ type Config struct {
 	// certificate of the instance not valid is ErrClock, even if the certificate
 	// looks expired. Zero: none.
 	ClockFloor time.Time
+	// RenewShare is the share of a certificate's lifetime after which it is due
+	// to be renewed, above 0 and below 1. 0: two thirds. Devices spread by a
+	// sixth of the lifetime to either side.
+	RenewShare float64
 }
 
 // check refuses what could only fail later, before a key is made for it.
@@ -74,6 +73,9 @@ func (cfg Config) check() error {
 		if err := cfg.Instance.check(!bringsTrust); err != nil {
 			return err
 		}
+	}
+	if s := cfg.RenewShare; !(s >= 0 && s < 1) {
+		return fmt.Errorf("Config.RenewShare is %v: need a share between 0 and 1", s)
 	}
 	return cfg.Firmware.check()
 }
@@ -104,6 +106,7 @@ type Client struct {
 	now       func() time.Time
 	// A time before which now cannot be right.
 	clockFloor time.Time
+	renewShare float64
 
 	id   DeviceID
 	esk  crypto.Signer
@@ -166,6 +169,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c.now = clock(cfg.Now)
 	c.clockFloor = cfg.ClockFloor
+	c.renewShare = cmp.Or(cfg.RenewShare, defaultRenewal)
 	esk, err := c.key(ctx, keystore.Enrolment)
 	if err != nil {
 		return nil, fail(ctx, op, CodeGeneral, err)
@@ -239,7 +243,8 @@ func checkKey(step string, role keystore.Role, signer crypto.Signer, err error) 
 func (c *Client) DeviceID() DeviceID { return c.id }
 
 // ForgetEnrolment deletes what Enrol stored: the device certificate, what came
-// with it, and the CSR. It keeps both keys, the instance and the network.
+// with it, the CSR, and what a renewal has begun. It keeps both keys, the
+// instance and the network.
 func (c *Client) ForgetEnrolment(ctx context.Context) error {
 	return c.run(ctx, "forget enrolment", func(ctx context.Context) error {
 		if err := c.delete(ctx, recordEnrolment); err != nil {
@@ -247,7 +252,10 @@ func (c *Client) ForgetEnrolment(ctx context.Context) error {
 		}
 		c.setEnrolment(nil)
 		c.temporaryCSR = nil
-		return c.delete(ctx, recordCSR)
+		if err := c.delete(ctx, recordCSR); err != nil {
+			return err
+		}
+		return c.discardStaged(ctx)
 	})
 }
 

@@ -65,6 +65,9 @@ func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
 	if err != nil {
 		return nil, err
 	}
+	if dsk, err = c.replaceRevoked(ctx, dsk); err != nil {
+		return nil, err
+	}
 	csr, err := c.deviceCSR(ctx, dsk)
 	if err != nil {
 		return nil, err
@@ -92,7 +95,7 @@ func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.accept(certificate, e.certifies(dsk) && !c.expired(e.Certificate))
+	e.accept(certificate, e.certifies(dsk) && !e.revoked && !c.expired(e.Certificate))
 	if err := c.putAccepted(ctx, e); err != nil {
 		return nil, err
 	}
@@ -100,7 +103,7 @@ func (c *Client) enrol(ctx context.Context) (*Enrolment, error) {
 		return nil, err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "enrolled", slog.Time("until", e.Certificate.NotAfter))
-	return &e.Enrolment, nil
+	return c.presented(e), nil
 }
 
 // deviceKey opens the device key, or makes it. A damaged one is replaced: it is
@@ -121,6 +124,26 @@ func (c *Client) deviceKey(ctx context.Context) (crypto.Signer, error) {
 		err = rotator.Commit(ctx, keystore.Device)
 	}
 	return checkKey("replace key", keystore.Device, dsk, err)
+}
+
+// replaceRevoked returns another device key if a certificate over this one was
+// revoked and the key store can replace it: who revoked it may not trust the key
+// any more.
+func (c *Client) replaceRevoked(ctx context.Context, dsk crypto.Signer) (crypto.Signer, error) {
+	e, err := c.stored(ctx)
+	rotator, ok := c.keys.(keystore.Rotator)
+	if !ok || err != nil || e == nil || !e.revoked || !e.certifies(dsk) {
+		return dsk, nil
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "device key is replaced: its certificate was revoked")
+	fresh, err := rotator.Stage(ctx, keystore.Device)
+	if errors.Is(err, errors.ErrUnsupported) { // both roles share one key
+		return dsk, nil
+	}
+	if err == nil {
+		err = rotator.Commit(ctx, keystore.Device)
+	}
+	return checkKey("replace key", keystore.Device, fresh, err)
 }
 
 // deviceCSR returns the stored CSR if it is over the device key, so that an
@@ -276,6 +299,11 @@ func (c *Client) certify(ctx context.Context, s *session, csr []byte, issuers []
 	if err != nil {
 		return certified{}, err
 	}
+	return c.accepted(cert, issuers)
+}
+
+// accepted checks a device certificate that was issued just now.
+func (c *Client) accepted(cert *x509.Certificate, issuers []*x509.Certificate) (certified, error) {
 	path, err := est.Chain(cert, issuers, c.now())
 	if err != nil {
 		return certified{}, fmt.Errorf("device certificate: %w", err)
@@ -287,7 +315,7 @@ func (c *Client) certify(ctx context.Context, s *session, csr []byte, issuers []
 	if path.Root != nil {
 		verifiers = append(verifiers, path.Root)
 	}
-	return certified{cert, path.Chain, verifiers}, nil
+	return certified{certificate: cert, chain: path.Chain, cacerts: verifiers}, nil
 }
 
 var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3} // RFC 5280 appendix A.1

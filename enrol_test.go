@@ -625,7 +625,7 @@ func TestReEnrolPowerCut(t *testing.T) {
 func TestTwoProcesses(t *testing.T) {
 	ctx := t.Context()
 	server := newServer(t, quarklinktest.Options{InMemory: true})
-	dir := privateDir(t)
+	dir := t.TempDir()
 	agent := newClient(t, store.Dir(dir), at(server))
 	application := newClient(t, store.Dir(dir), at(server))
 	member(t, server, agent, quarklinktest.Batch{})

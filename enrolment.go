@@ -12,8 +12,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/quarklink-go/quarklink/internal/api"
+	"github.com/quarklink-go/quarklink/keystore"
 )
 
 // Enrolment is what the instance gave the device: a certificate over the device
@@ -28,6 +30,10 @@ type Enrolment struct {
 	CACerts     []*x509.Certificate // what verified Certificate: Chain, then the root
 	Hub         *Hub
 	Database    *Database
+	// RenewAt is when Renew is called for: at two thirds of the certificate's
+	// lifetime, or as Config.RenewShare says, give or take a sixth that depends
+	// on the DeviceID.
+	RenewAt time.Time
 }
 
 // Hub is an IoT hub that takes the device certificate: connect with
@@ -125,6 +131,9 @@ type enrolled struct {
 	next  *certified
 	stale bool
 
+	renewal *renewal // the request that was made to renew Certificate; nil: none
+	revoked bool     // the instance has revoked Certificate
+
 	instance *boundInstance // that it belongs to; nil: an earlier library wrote it
 	waiting  []byte         // DER of the CSR for a temporary certificate that the instance has yet to decide on
 }
@@ -133,6 +142,14 @@ type enrolled struct {
 type certified struct {
 	certificate    *x509.Certificate
 	chain, cacerts []*x509.Certificate
+	// As e.next: renews says that it came from Renew, and connection came for it
+	// while it waits for its key to be the device's.
+	renews     bool
+	connection *api.Connection
+}
+
+func (n *certified) certifies(key crypto.Signer) bool {
+	return n != nil && samePublicKey(n.certificate.PublicKey, key.Public())
 }
 
 // complete reports whether an application can work with it.
@@ -142,12 +159,16 @@ func (e *enrolled) complete() bool {
 
 // certify puts a certificate in force.
 func (e *enrolled) certify(c certified) {
+	if !c.certificate.Equal(e.Certificate) {
+		e.revoked = false
+	}
 	e.Certificate, e.Chain, e.CACerts, e.next = c.certificate, c.chain, c.cacerts, nil
 }
 
 // accept takes a certificate whose connection details have not come yet.
 // oldServes says that the certificate in force could still be used.
 func (e *enrolled) accept(c certified, oldServes bool) {
+	e.renewal = nil
 	switch {
 	case c.certificate.Equal(e.Certificate):
 		e.certify(c)
@@ -172,6 +193,7 @@ func (e *enrolled) arrive(conn *api.Connection) error {
 	if e.next != nil {
 		e.certify(*e.next)
 	}
+	e.renewal = nil
 	e.connection, e.noConnection, e.stale = conn, false, false
 	return nil
 }
@@ -233,7 +255,7 @@ func (c *Client) Enrolment() (*Enrolment, error) {
 	if err != nil {
 		return nil, newError("enrolment", CodeGeneral, err)
 	}
-	return &e.Enrolment, nil
+	return c.presented(e), nil
 }
 
 // current returns the enrolment that an application can work with.
@@ -242,6 +264,7 @@ func (c *Client) current(ctx context.Context) (*enrolled, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.follow(ctx, e)
 	i, unknown := c.useInstance()
 	switch {
 	case e.complete() && (unknown != nil || e.belongsTo(i)):
@@ -253,6 +276,21 @@ func (c *Client) current(ctx context.Context) (*enrolled, error) {
 		return nil, withCode(CodeNothingStored, errors.New("provision the device, then enrol"))
 	}
 	return nil, withCode(CodeNoEnrolment, errors.New("enrol first"))
+}
+
+// follow puts the new certificate in force if its key is the device's by now: a
+// power cut came between the two.
+func (c *Client) follow(ctx context.Context, e *enrolled) {
+	if e == nil || e.next == nil || e.next.connection == nil {
+		return
+	}
+	dsk, err := c.keys.Signer(ctx, keystore.Device)
+	if err != nil || !e.next.certifies(dsk) {
+		return
+	}
+	if err := e.arrive(e.next.connection); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "connection details of the new certificate", slog.Any("error", err))
+	}
 }
 
 // stored returns what the record "enrolment" says now, also if another process

@@ -90,6 +90,12 @@ var (
 	// ErrSlotTooSmall says that the image due does not fit the Slot; nothing
 	// was written. It comes with CodeUpdate.
 	ErrSlotTooSmall = errors.New("the image does not fit the slot")
+	// ErrCertificateExpired says that Renew came too late: the certificate
+	// expired while the device was offline. Enrol. It comes with CodeGeneral.
+	ErrCertificateExpired = errors.New("the device certificate has expired: enrol again")
+	// ErrNotNewer says that the instance renewed a certificate by one that
+	// expires no later. It was not accepted. It comes with CodeGeneral.
+	ErrNotNewer = errors.New("the renewed certificate expires no later than the present one")
 	// ErrAwaitsRestart says that the image due is installed, and nothing says
 	// that it runs: restart the device, and set Config.Firmware. It comes with
 	// CodeNoUpdate.

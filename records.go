@@ -49,6 +49,13 @@ type enrolmentRecord struct {
 	Next         *nextRecord     `json:"next,omitempty"`         // awaits its connection
 	Instance     *boundRecord    `json:"instance,omitempty"`
 	Waiting      []byte          `json:"waiting,omitempty"` // DER of a CSR
+	Renewal      *renewalRecord  `json:"renewal,omitempty"`
+	Revoked      bool            `json:"revoked,omitempty"`
+}
+
+type renewalRecord struct {
+	CSR []byte     `json:"csr"` // DER
+	Of  api.Digest `json:"of"`  // of the certificate
 }
 
 type nextRecord struct {
@@ -56,6 +63,9 @@ type nextRecord struct {
 	Same        bool     `json:"same,omitempty"` // chain and cacerts are those of the certificate in force
 	Chain       [][]byte `json:"chain,omitempty"`
 	CACerts     [][]byte `json:"cacerts,omitempty"`
+
+	Renews     bool            `json:"renews,omitempty"`
+	Connection *api.Connection `json:"connection,omitempty"`
 }
 
 type boundRecord struct {
@@ -202,19 +212,23 @@ func decodeNetwork(data []byte) (*Network, error) {
 }
 
 func encodeEnrolment(e *enrolled) []byte {
-	r := enrolmentRecord{Connection: e.connection, NoConnection: e.noConnection, Stale: e.stale, Waiting: e.waiting}
+	r := enrolmentRecord{Connection: e.connection, NoConnection: e.noConnection, Stale: e.stale, Waiting: e.waiting, Revoked: e.revoked}
 	if e.Certificate != nil {
 		r.Certificate = e.Certificate.Raw
 		r.Chain, r.CACerts = ders(e.Chain), ders(without(e.CACerts, e.Chain))
 	}
 	if n := e.next; n != nil {
-		r.Next = &nextRecord{Certificate: n.certificate.Raw, Same: sameCertificates(n.chain, e.Chain) && sameCertificates(n.cacerts, e.CACerts)}
+		r.Next = &nextRecord{Certificate: n.certificate.Raw, Renews: n.renews, Connection: n.connection,
+			Same: sameCertificates(n.chain, e.Chain) && sameCertificates(n.cacerts, e.CACerts)}
 		if !r.Next.Same {
 			r.Next.Chain, r.Next.CACerts = ders(n.chain), ders(without(n.cacerts, n.chain))
 		}
 	}
 	if i := e.instance; i != nil {
 		r.Instance = &boundRecord{i.endpoint, i.roots}
+	}
+	if n := e.renewal; n != nil {
+		r.Renewal = &renewalRecord{n.csr, n.of}
 	}
 	return encode(r)
 }
@@ -231,6 +245,7 @@ func decodeEnrolment(data []byte) (*enrolled, error) {
 			return nil, err
 		}
 		e.certify(c)
+		e.revoked = r.Revoked
 	}
 	if n := r.Next; n != nil {
 		next, err := decodeCertified(n.Certificate, n.Chain, n.CACerts)
@@ -240,7 +255,11 @@ func decodeEnrolment(data []byte) (*enrolled, error) {
 		if n.Same {
 			next.chain, next.cacerts = e.Chain, e.CACerts
 		}
+		next.renews, next.connection = n.Renews, n.Connection
 		e.next = &next
+	}
+	if n := r.Renewal; n != nil {
+		e.renewal = &renewal{n.CSR, n.Of}
 	}
 	if r.Connection != nil {
 		if err := e.connect(r.Connection); err != nil {

@@ -57,6 +57,9 @@ type Status struct {
 	// certificate waits for its connection details, although then Enrolment
 	// returns the old one.
 	HasEnrolment bool
+	// RenewalDue: the certificate is past the share of its lifetime after which
+	// it is renewed, or a renewal has begun and not ended.
+	RenewalDue bool
 	// Batch is the name of the device's batch, for people.
 	Batch string
 	// Firmware describes the update that is due; nil if none is. The image that
@@ -80,6 +83,13 @@ func (s Status) NeedsEnrolment() bool {
 		return false
 	}
 	return s.State == StateNotEnrolled || s.CertificateExpired || !s.HasEnrolment
+}
+
+// NeedsRenewal reports whether Renew is called for: the device is enrolled, its
+// certificate is due to be renewed, and has not expired. After that it is Enrol
+// that is called for.
+func (s Status) NeedsRenewal() bool {
+	return s.State == StateEnrolled && s.HasEnrolment && s.RenewalDue && !s.CertificateExpired
 }
 
 // NeedsUpdate reports whether FirmwareUpdate is called for: the device is not
@@ -176,11 +186,29 @@ func (c *Client) status(ctx context.Context) (Status, error) {
 	if err := c.bind(ctx, true); err != nil {
 		c.log.LogAttrs(ctx, slog.LevelWarn, "stored enrolment does not say to which instance it belongs", slog.Any("error", err))
 	}
+	if status.State == StateRevoked {
+		c.noteRevoked(ctx)
+	}
 	if e, err := c.current(ctx); err == nil {
-		status.HasEnrolment = e.next == nil && !e.stale && c.hasKeyOf(ctx, &e.Enrolment)
+		status.HasEnrolment = (e.next == nil || e.next.renews) && !e.stale && c.hasKeyOf(ctx, &e.Enrolment)
+		status.RenewalDue = e.next != nil && e.next.renews || !c.now().Before(c.renewAt(e.Certificate))
 		status.CertificateExpired = status.CertificateExpired || c.expired(e.Certificate)
 	}
 	return status, nil
+}
+
+// noteRevoked remembers that the present certificate is revoked, so that the next
+// enrolment is over another key. That it cannot be stored is no reason to keep
+// the status back.
+func (c *Client) noteRevoked(ctx context.Context) {
+	e, err := c.current(ctx)
+	if err != nil || e.revoked {
+		return
+	}
+	e.revoked = true
+	if err := c.putEnrolment(ctx, e); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "revocation is not remembered", slog.Any("error", err))
+	}
 }
 
 // hasKeyOf reports whether the enrolment can be used: not if its key is gone or

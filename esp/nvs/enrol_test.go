@@ -19,7 +19,6 @@ import (
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
-	"github.com/quarklink-go/quarklink/transport"
 )
 
 var (
@@ -37,12 +36,6 @@ func partitionKeys(t testing.TB) *nvs.Keys {
 
 // enrol starts a device whose keys and records are in a partition, and enrols.
 func enrol(ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest.Server) (quarklink.DeviceID, error) {
-	return enrolOver(ctx, t, device, s, s.Carrier())
-}
-
-func enrolOver(
-	ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest.Server, carrier transport.Transport,
-) (quarklink.DeviceID, error) {
 	p, err := nvs.Open(device, nvs.Options{Keys: partitionKeys(t)})
 	if err != nil {
 		return "", err
@@ -58,7 +51,7 @@ func enrolOver(
 	if err != nil {
 		return "", err
 	}
-	c, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: ns, Transport: carrier})
+	c, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: ns, Transport: s.Carrier()})
 	if err != nil {
 		return "", err
 	}

@@ -96,24 +96,36 @@ func (c *Client) cacerts(ctx context.Context) ([]*x509.Certificate, error) {
 // request's [ErrKeyMismatch]. Neither chain nor validity is looked at: see
 // [Chain]. A network error is returned as it is.
 func (c *Client) Enrol(ctx context.Context, label string, csr []byte) (*x509.Certificate, error) {
-	cert, err := c.enrol(ctx, label, csr)
+	cert, err := c.request(ctx, label, "simpleenroll", csr)
 	if err != nil {
 		return nil, fmt.Errorf("est: simpleenroll: %w", err)
 	}
 	return cert, nil
 }
 
-func (c *Client) enrol(ctx context.Context, label string, csr []byte) (*x509.Certificate, error) {
+// Reenrol asks for another certificate in place of the one that HTTP presents
+// (RFC 7030 section 4.2.2, simplereenroll): subject and SAN of csr must be those
+// of that one, and its key may be the same or another. The rest is as for
+// [Client.Enrol].
+func (c *Client) Reenrol(ctx context.Context, label string, csr []byte) (*x509.Certificate, error) {
+	cert, err := c.request(ctx, label, "simplereenroll", csr)
+	if err != nil {
+		return nil, fmt.Errorf("est: simplereenroll: %w", err)
+	}
+	return cert, nil
+}
+
+func (c *Client) request(ctx context.Context, label, operation string, csr []byte) (*x509.Certificate, error) {
 	request, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
-	segments := []string{"simpleenroll"}
+	segments := []string{operation}
 	if label != "" {
 		if err := checkLabel(label); err != nil {
 			return nil, err
 		}
-		segments = []string{url.PathEscape(label), "simpleenroll"}
+		segments = []string{url.PathEscape(label), operation}
 	}
 	resp, err := c.do(ctx, http.MethodPost, encode(csr), segments...)
 	if err != nil {
