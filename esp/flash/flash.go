@@ -70,7 +70,8 @@ func Write(f NOR, off int64, data []byte) error {
 }
 
 // Erase erases size bytes from off, both multiples of [SectorSize], and reads
-// them back.
+// them back. Erased flash that is read through decryption is not 0xFF: what is
+// checked is what lies below.
 func Erase(f NOR, off, size int64) error {
 	if off%SectorSize != 0 || size%SectorSize != 0 {
 		return fmt.Errorf("flash: erase 0x%x bytes at 0x%x, need multiples of 0x%x: %w", size, off, SectorSize, ErrBounds)
@@ -79,7 +80,7 @@ func Erase(f NOR, off, size int64) error {
 		if err := f.EraseSector(off); err != nil {
 			return fmt.Errorf("flash: erase at 0x%x: %w", off, err)
 		}
-		blank, err := Blank(f, off, SectorSize)
+		blank, err := Blank(raw(f), off, SectorSize)
 		if err != nil {
 			return err
 		}
@@ -88,6 +89,14 @@ func Erase(f NOR, off, size int64) error {
 		}
 	}
 	return nil
+}
+
+// raw returns flash as it is below encryption.
+func raw(f NOR) NOR {
+	if view, ok := f.(interface{ raw() NOR }); ok {
+		return view.raw()
+	}
+	return f
 }
 
 // Blank reports whether size bytes at off are all 0xFF.

@@ -19,6 +19,7 @@ type region struct {
 	off, size int64
 }
 
+func (r region) raw() NOR    { return region{raw(r.f), r.off, r.size} }
 func (r region) Size() int64 { return r.size }
 
 func (r region) ReadAt(b []byte, off int64) (int, error) {
