@@ -88,8 +88,14 @@ func seqCRC(seq uint32) uint32 {
 	return crc32.Update(0xFFFFFFFF, crc32.IEEETable, b[:])
 }
 
-// slot is the one that the entry chooses among n, which is not 0.
-func (e Entry) slot(n int) int { return int((e.Seq - 1) % uint32(n)) }
+// Slot returns the slot that the entry chooses among n, whether or not it counts.
+// Without slots it is Factory.
+func (e Entry) Slot(n int) int {
+	if n <= 0 {
+		return Factory
+	}
+	return int((e.Seq - 1) % uint32(n))
+}
 
 // encode returns the EntrySize bytes of the entry, little-endian.
 func (e Entry) encode() []byte {

@@ -34,6 +34,28 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// Of equal numbers that of sector 0 decides.
+func TestEqualNumbers(t *testing.T) {
+	f := flash.NewMemory(otadata.Size)
+	put(t, f, 0, 3, otadata.Valid)
+	put(t, f, 1, 3, otadata.New)
+	d, err := otadata.Read(f)
+	require.NoError(t, err)
+	assert.Equal(t, 0, d.Active())
+	c := d.Select(otadata.Bootloader{Slots: 2, Rollback: true})
+	assert.Equal(t, 0, c.Sector)
+	assert.Equal(t, d, c.After, "sector 1 does not decide, and stays NEW")
+}
+
+func TestConfirmWritesOnce(t *testing.T) {
+	f := flashtest.New(flash.NewMemory(otadata.Size))
+	require.NoError(t, otadata.SetBoot(f, otadata.Bootloader{Slots: 2, Rollback: true}, 1))
+	require.NoError(t, otadata.Confirm(f))
+	before := f.Operations()
+	require.NoError(t, otadata.Confirm(f))
+	assert.Equal(t, before, f.Operations())
+}
+
 // What the bootloader tries after the chosen slot.
 func TestOrder(t *testing.T) {
 	for _, test := range []struct {

@@ -77,7 +77,7 @@ func (d Data) Select(b Bootloader) Choice {
 	default:
 		c.Sector = now.Active()
 		e := now[c.Sector]
-		c.Start = e.slot(b.Slots)
+		c.Start = e.Slot(b.Slots)
 		c.Reason = fmt.Sprintf("sector %d decides, with sequence number %d (%v): ota_%d starts; %s",
 			c.Sector, e.Seq, e.State, c.Start, d.whyNot(now, 1-c.Sector))
 		if b.Rollback && e.State == New {
@@ -161,7 +161,7 @@ func Boot(f flash.NOR, b Bootloader, verify func(slot int) bool) (slot int, why 
 		if !verify(slot) {
 			continue
 		}
-		if c.Initial && slot != Factory {
+		if c.Initial { // so there is no factory application
 			err = write(f, 0, newEntry(Erased(), uint32(slot+1), Valid))
 		}
 		return slot, c, err
