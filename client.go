@@ -35,12 +35,6 @@ type Config struct {
 	// one, which Provision or SetInstance puts there.
 	Instance *Instance
 	// Store keeps the client's records. Nil: memory only.
-	//
-	// Processes may share one, such as an agent that enrols and an application
-	// that talks to the hub: what one enrols or forgets the others see at their
-	// next call, and at the next handshake with the hub. The instance and the
-	// network are read by New alone. Let one process enrol: of two at the same
-	// time each may be issued a certificate, and the last to be stored counts.
 	Store store.Store
 	// Transport carries the stream to the instance. Nil: TCP. Over a plain
 	// Transport the client runs TLS, pinned to the instance's roots; a
@@ -131,6 +125,8 @@ type Client struct {
 	temporaryCSR []byte
 	doubtful     map[string]bool // records whose last write failed
 
+	running atomic.Bool // Run
+
 	mu    sync.Mutex // guards what follows
 	state state
 }
@@ -143,6 +139,8 @@ type state struct {
 	networkErr   error
 	enrolment    *enrolled // as last read or written here, possibly incomplete
 	enrolmentErr error
+
+	hint, storedHint time.Time // see TimeHint
 }
 
 // New loads the stored state and opens the enrolment key. It makes that key if
@@ -183,9 +181,6 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c.esk = esk
 	if c.id, err = DeviceIDOf(esk.Public()); err != nil {
 		return nil, err
-	}
-	if err := usableInTLS(esk.Public()); err != nil {
-		return nil, fail(ctx, op, CodeInvalidParameter, err)
 	}
 	if err := c.load(ctx); err != nil {
 		return nil, fail(ctx, op, CodeStorage, err)

@@ -315,6 +315,7 @@ func (c *Client) accepted(cert *x509.Certificate, issuers []*x509.Certificate) (
 	if path.Root != nil {
 		verifiers = append(verifiers, path.Root)
 	}
+	c.provedSince(cert.NotBefore)
 	return certified{certificate: cert, chain: path.Chain, cacerts: verifiers}, nil
 }
 

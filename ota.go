@@ -46,6 +46,12 @@ type Slot interface {
 // trusted. Any other FirmwareCode counts as 22. An error without a code is no
 // verdict: verifying failed, and the image may be tried again. Neither is any
 // error after the image could not be read.
+//
+// A Verifier that also has the method
+//
+//	VerifySigner(ctx context.Context, image io.ReaderAt, size int64) (signer string, err error)
+//
+// is asked by that in place of Verify, and names the key whose signature counted.
 type Verifier interface {
 	Verify(ctx context.Context, image io.ReaderAt, size int64) error
 }
@@ -67,6 +73,10 @@ type Firmware struct {
 	// Restart the device to run it.
 	Installed bool
 	Manifest  Manifest // of the image that was due
+	// SignedBy names the key whose signature the Verifier accepted, if it has the
+	// method VerifySigner: for secureboot.Verifier the key's digest, 64
+	// hexadecimal digits.
+	SignedBy string
 }
 
 // downloadChunk is how much is held in memory at a time, a multiple of the
@@ -130,13 +140,13 @@ func (c *Client) update(ctx context.Context, o FirmwareOptions) (Firmware, error
 		if err != nil {
 			return Firmware{Manifest: *due}, err
 		}
-		err = c.install(ctx, due, o)
+		signedBy, err := c.install(ctx, due, o)
 		var answer *problem.Error
 		if errors.As(err, &answer) && answer.Status == http.StatusPreconditionFailed && changes < maxChanges {
 			c.log.LogAttrs(ctx, slog.LevelInfo, "another image is due by now")
 			continue
 		}
-		return Firmware{Installed: err == nil, Manifest: *due}, err
+		return Firmware{Installed: err == nil, Manifest: *due, SignedBy: signedBy}, err
 	}
 }
 
@@ -154,35 +164,35 @@ func (c *Client) due(ctx context.Context, again bool) (*Manifest, error) {
 	return status.Firmware, withCode(CodeNoUpdate, barred(status, again))
 }
 
-func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) error {
-	err := c.fetchAndActivate(ctx, m, o)
+func (c *Client) install(ctx context.Context, m *Manifest, o FirmwareOptions) (signedBy string, err error) {
+	signedBy, err = c.fetchAndActivate(ctx, m, o)
 	if err != nil && ctx.Err() == nil {
 		c.refuse(ctx, m, err)
 		err = stands(err)
 	}
 	c.report(ctx, m, err)
-	return err
+	return signedBy, err
 }
 
-func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOptions) error {
+func (c *Client) fetchAndActivate(ctx context.Context, m *Manifest, o FirmwareOptions) (signedBy string, err error) {
 	if err := c.suits(m, o.Slot.Size()); err != nil {
-		return withCode(CodeUpdate, err)
+		return "", withCode(CodeUpdate, err)
 	}
 	if err := c.download(ctx, m, o); err != nil {
-		return err
+		return "", err
 	}
-	if err := c.verify(ctx, m, o); err != nil {
-		return err
+	if signedBy, err = c.verify(ctx, m, o); err != nil {
+		return "", err
 	}
 	if err := c.putUpdate(ctx, c.newUpdateRecord(m, stageVerified)); err != nil {
-		return err
+		return signedBy, err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "activate slot")
 	if err := o.Slot.Activate(ctx, m.Size); err != nil {
-		return withCode(CodeUpdate, fmt.Errorf("%w: activate: %w", errSlot, err))
+		return signedBy, withCode(CodeUpdate, fmt.Errorf("%w: activate: %w", errSlot, err))
 	}
 	c.activated(ctx, m)
-	return nil
+	return signedBy, nil
 }
 
 // errSlot marks the failures of a slot that say nothing of the image.
@@ -258,26 +268,36 @@ func fill(slot Slot, body io.Reader, size int64, progress func(done, total int64
 
 // verify reads the image back and decides whether it may run: it must be the
 // one that was announced, and the Verifier must accept it.
-func (c *Client) verify(ctx context.Context, m *Manifest, o FirmwareOptions) error {
+func (c *Client) verify(ctx context.Context, m *Manifest, o FirmwareOptions) (signedBy string, err error) {
 	c.log.LogAttrs(ctx, slog.LevelInfo, "verify image")
 	slot := &readBack{ctx: ctx, slot: o.Slot}
 	hash := sha256.New()
 	io.Copy(hash, io.NewSectionReader(slot, 0, m.Size)) // slot keeps the error
 	if err := slot.failure(); err != nil {
-		return err
+		return "", err
 	}
 	if got := [32]byte(hash.Sum(nil)); got != m.SHA256 {
-		return withCode(CodeUpdate, fmt.Errorf("the image was damaged or the slot did not keep it:"+
+		return "", withCode(CodeUpdate, fmt.Errorf("the image was damaged or the slot did not keep it:"+
 			" read back, its SHA-256 is %x, and %x was announced", got, m.SHA256))
 	}
-	err := o.Verifier.Verify(ctx, io.NewSectionReader(slot, 0, m.Size), m.Size)
+	image := io.NewSectionReader(slot, 0, m.Size)
+	if v, ok := o.Verifier.(signerVerifier); ok {
+		signedBy, err = v.VerifySigner(ctx, image, m.Size)
+	} else {
+		err = o.Verifier.Verify(ctx, image, m.Size)
+	}
 	if failed := slot.failure(); failed != nil {
-		return failed
+		return "", failed
 	}
 	if err == nil {
-		return nil
+		return signedBy, nil
 	}
-	return verifierError(fmt.Errorf("verify image: %w", err))
+	return "", verifierError(fmt.Errorf("verify image: %w", err))
+}
+
+// signerVerifier is a Verifier that names the key whose signature counted.
+type signerVerifier interface {
+	VerifySigner(ctx context.Context, image io.ReaderAt, size int64) (signer string, err error)
 }
 
 // readBack reads a slot until its context ends, and notes whether that failed:

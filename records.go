@@ -90,6 +90,9 @@ func (c *Client) load(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
+	if hint, err := readRecord(ctx, c.store, recordTime, decodeTime); err == nil && hint != nil {
+		s.hint, s.storedHint = *hint, *hint
+	}
 	if s.enrolment, err = readRecord(ctx, c.store, recordEnrolment, decodeEnrolment); errors.Is(err, errUnusable) {
 		s.enrolmentErr = err
 	} else if err != nil {

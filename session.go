@@ -41,7 +41,7 @@ func (c *Client) open(id *tls.Certificate) (*session, error) {
 		return nil, err
 	}
 	s := &session{id: id, http: exchange.New(c.stream(instance, id).Dial, c.line)}
-	hc := &http.Client{Transport: s.http, CheckRedirect: est.SameOrigin}
+	hc := &http.Client{Transport: dated{s.http, c.proved}, CheckRedirect: est.SameOrigin}
 	origin := instance.origin()
 	s.est = &est.Client{HTTP: hc, Base: origin + "/.well-known/est", Now: c.now}
 	s.api = &api.Client{HTTP: hc, Base: origin + "/quarklink/v1", Firmware: c.firmware.header(), Now: c.now}

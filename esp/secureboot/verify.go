@@ -77,31 +77,46 @@ type Verifier struct {
 // [ErrNoTrustedKey], [ErrNoScheme], [ErrNoSecureBootV2], those of img, and
 // ctx's once it is done.
 func (v Verifier) Verify(ctx context.Context, img io.ReaderAt, size int64) error {
+	_, err := v.VerifySigner(ctx, img, size)
+	return err
+}
+
+// VerifySigner is Verify, and returns the digest of the key whose signature
+// counted, as 64 hexadecimal digits.
+func (v Verifier) VerifySigner(ctx context.Context, img io.ReaderAt, size int64) (signer string, err error) {
+	d, err := v.verify(ctx, img, size)
+	if err != nil {
+		return "", err
+	}
+	return d.String(), nil
+}
+
+func (v Verifier) verify(ctx context.Context, img io.ReaderAt, size int64) (signer Digest, err error) {
 	if err := v.check(); err != nil {
-		return err
+		return Digest{}, err
 	}
 	src := contextReader{ctx, img}
 	header, err := image.ReadHeader(src, size)
 	if err != nil {
-		return sigblock.ImageError(err)
+		return Digest{}, sigblock.ImageError(err)
 	}
 	if err := v.checkChip(header); err != nil {
-		return err
+		return Digest{}, err
 	}
 	m, err := sigblock.ReadImage(src, size)
 	if err != nil {
-		return err
+		return Digest{}, err
 	}
 	if err := v.checkChip(m.Header); err != nil { // what was hashed, this time
-		return err
+		return Digest{}, err
 	}
 	if err := v.checkEFuseBlockRevision(m.App); err != nil {
-		return err
+		return Digest{}, err
 	}
-	if err := v.checkSignature(m); err != nil {
-		return err
+	if signer, err = v.checkSignature(m); err != nil {
+		return Digest{}, err
 	}
-	return v.checkSecureVersion(m.App)
+	return signer, v.checkSecureVersion(m.App)
 }
 
 // check judges the Verifier itself.
@@ -157,19 +172,19 @@ func revisionDetail(of string, have, low, high uint16) string {
 	return fmt.Sprintf("for %s revision %s, this one is v%d.%d", of, wants, have/100, have%100)
 }
 
-func (v Verifier) checkSignature(m *sigblock.SignedImage) error {
+func (v Verifier) checkSignature(m *sigblock.SignedImage) (signer Digest, err error) {
 	sector, err := m.Sector()
 	if err != nil {
-		return err
+		return Digest{}, err
 	}
 	if !hasBlock(sector) {
 		if secureBootV1(m) {
-			return fmt.Errorf("secureboot: %w: %w", ErrNoSignature, ErrSecureBootV1)
+			return Digest{}, fmt.Errorf("secureboot: %w: %w", ErrNoSignature, ErrSecureBootV1)
 		}
-		return fmt.Errorf("secureboot: %w: no signature block at offset 0x%x", ErrNoSignature, m.PaddedLength())
+		return Digest{}, fmt.Errorf("secureboot: %w: no signature block at offset 0x%x", ErrNoSignature, m.PaddedLength())
 	}
 	if len(sector) < sigblock.SectorSize {
-		return sigblock.ImageError(&image.FormatError{Offset: m.PaddedLength() + int64(len(sector)), Err: image.ErrTruncated, Detail: "the file ends within the signature sector"})
+		return Digest{}, sigblock.ImageError(&image.FormatError{Offset: m.PaddedLength() + int64(len(sector)), Err: image.ErrTruncated, Detail: "the file ends within the signature sector"})
 	}
 	blocks := sigblock.MaxBlocks
 	if v.Chip == image.ESP32 {
@@ -177,43 +192,43 @@ func (v Verifier) checkSignature(m *sigblock.SignedImage) error {
 	}
 	var reasons []string
 	for i := range blocks {
-		reason, err := v.checkBlock(m, sector[i*sigblock.BlockSize:][:sigblock.BlockSize])
+		d, reason, err := v.checkBlock(m, sector[i*sigblock.BlockSize:][:sigblock.BlockSize])
 		if err != nil {
-			return err
+			return Digest{}, err
 		}
 		if reason == "" {
-			return nil
+			return d, nil
 		}
 		reasons = append(reasons, fmt.Sprintf("block %d: %s", i, reason))
 	}
-	return fmt.Errorf("secureboot: %w: %s", ErrSignature, strings.Join(reasons, "; "))
+	return Digest{}, fmt.Errorf("secureboot: %w: %s", ErrSignature, strings.Join(reasons, "; "))
 }
 
-// checkBlock returns why the block does not count, or "" if it does. An error
-// is none of the block's.
-func (v Verifier) checkBlock(m *sigblock.SignedImage, raw []byte) (reason string, err error) {
+// checkBlock returns the digest of the block's key, and why the block does not
+// count, or "" if it does. An error says nothing of the block.
+func (v Verifier) checkBlock(m *sigblock.SignedImage, raw []byte) (d Digest, reason string, err error) {
 	b, err := sigblock.Parse(raw, v.Schemes)
 	if err != nil {
-		return err.Error(), nil
+		return d, err.Error(), nil
 	}
 	if err := sigblock.CheckChip(v.Chip, b.Key.Algorithm()); err != nil {
-		return err.Error(), nil
+		return d, err.Error(), nil
 	}
-	d := Digest(b.KeyDigest())
+	d = Digest(b.KeyDigest())
 	if v.contains(v.Revoked, d) {
-		return fmt.Sprintf("key %v is revoked", d), nil
+		return d, fmt.Sprintf("key %v is revoked", d), nil
 	}
 	if !v.contains(v.Trusted, d) {
-		return fmt.Sprintf("key %v is not trusted", d), nil
+		return d, fmt.Sprintf("key %v is not trusted", d), nil
 	}
 	digest, err := m.Digest(b.Key.Hash())
 	if err != nil {
-		return "", err
+		return d, "", err
 	}
 	if !b.Key.Verify(raw, digest) {
-		return fmt.Sprintf("signature by key %v is wrong", d), nil
+		return d, fmt.Sprintf("signature by key %v is wrong", d), nil
 	}
-	return "", nil
+	return d, "", nil
 }
 
 func (v Verifier) contains(digests []Digest, d Digest) bool {

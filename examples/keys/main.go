@@ -2,9 +2,8 @@
 //
 //	keys -i2c /dev/i2c-1 -address 0x35
 //	keys -software /var/lib/device/keys
-//	keys -tpm /dev/tpmrm0 -records /var/lib/device/state -generate
 //
-// With -tpm it opens a TPM 2.0 and the keys that it has wrapped. With -i2c it opens an ATECC608 on an I2C bus of Linux, which must run at
+// With -i2c it opens an ATECC608 on an I2C bus of Linux, which must run at
 // 100 kHz; with -software a folder of keys in software, which it makes if it is
 // empty. It prints the DeviceID, the public key, and of a chip the serial
 // number, the locks and the limits. Then it runs the conformance check that
@@ -80,7 +79,6 @@ type program struct {
 
 type settings struct {
 	i2c, software, secret string
-	tpm, records          string
 	address               uint16
 	slots                 atecc608.Slots
 
@@ -95,13 +93,11 @@ func (p *program) parse(args []string) (settings, error) {
 	flags.StringVar(&address, "address", "0x60", "the chip's I2C address, 7 bits")
 	flags.IntVar(&s.slots.Enrolment, "slot", 0, "the chip's slot for the enrolment key")
 	flags.IntVar(&s.slots.Device, "device-slot", 0, "the chip's slot for the device key")
-	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip or TPM where there is none")
+	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip where there is none")
 	flags.BoolVar(&s.provision, "provision", false, "give a blank chip its configuration, FOR EVER, after asking")
 	flags.BoolVar(&s.lock, "lock", false, "lock the enrolment key's slot, FOR EVER, after asking")
 	flags.StringVar(&s.software, "software", "", "`folder` of keys in software")
 	flags.StringVar(&s.secret, "secret", "", "`file` with the secret of these keys (default: beside the folder, with .secret added to its name)")
-	flags.StringVar(&s.tpm, "tpm", "", "`device` of a TPM 2.0, such as /dev/tpmrm0, or a TPM's Unix socket; needs -records")
-	flags.StringVar(&s.records, "records", "", "`folder` of the keys that the TPM has wrapped")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
@@ -110,17 +106,8 @@ func (p *program) parse(args []string) (settings, error) {
 		return s, fmt.Errorf("-address %q: %w", address, err)
 	}
 	s.address = uint16(n)
-	where := 0
-	for _, path := range []string{s.i2c, s.software, s.tpm} {
-		if path != "" {
-			where++
-		}
-	}
-	if where != 1 || flags.NArg() > 0 {
-		return s, errors.New("need one of -i2c, -software and -tpm; -help says more")
-	}
-	if (s.tpm == "") != (s.records == "") {
-		return s, errors.New("-tpm and -records belong together: the TPM keeps no keys, it wraps them")
+	if (s.i2c == "") == (s.software == "") || flags.NArg() > 0 {
+		return s, errors.New("need either -i2c or -software; -help says more")
 	}
 	return s, nil
 }
@@ -129,9 +116,6 @@ func (p *program) run(ctx context.Context, args []string) error {
 	s, err := p.parse(args)
 	if err != nil {
 		return err
-	}
-	if s.tpm != "" {
-		return p.inTPM(ctx, s)
 	}
 	if s.software != "" {
 		keys, err := openSoftware(s)

@@ -22,8 +22,8 @@ type opener func(ctx context.Context) (keystore.KeyStore, error)
 // newOpener returns what opens the key store of that name. The chips are
 // models, which live as long as the process.
 func (p *play) newOpener(name string) (opener, error) {
-	if name != "software" && name != "tpm2" && p.state != "" {
-		return nil, fmt.Errorf("-state needs -keystore software or tpm2: the model of a chip does not outlive the run")
+	if name != "software" && p.state != "" {
+		return nil, fmt.Errorf("-state needs -keystore software: the model of a chip does not outlive the run")
 	}
 	switch name {
 	case "software":
@@ -34,10 +34,8 @@ func (p *play) newOpener(name string) (opener, error) {
 	case "esp32ds":
 		chip := dstest.New(esp32ds.Chip(p.chip))
 		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openESP32DS(ctx, chip) }, nil
-	case "tpm2":
-		return p.tpm.open, nil
 	}
-	return nil, fmt.Errorf("-keystore %s: need software, tpm2, atecc608 or esp32ds", name)
+	return nil, fmt.Errorf("-keystore %s: need software, atecc608 or esp32ds", name)
 }
 
 func (p *play) openSoftware(context.Context) (keystore.KeyStore, error) {

@@ -10,8 +10,7 @@
 // With -image it installs an image signed for Secure Boot V2 by Espressif's
 // tools; -trust is the SHA-256 digest of the signing key as it stands in eFuse.
 // With -state DIR the device keeps its state, and a second run finds it enrolled.
-// With -keystore atecc608 or esp32ds its keys are in a model of that chip, with
-// -keystore tpm2 in a TPM 2.0: swtpm, which has to be installed.
+// With -keystore atecc608 or esp32ds its keys are in a model of that chip.
 // With -tamper the image is changed after it was signed: the device refuses it,
 // and the command fails.
 package main
@@ -63,7 +62,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	trust := flags.String("trust", "", "`digest` of the signing key that the device trusts, 64 hexadecimal digits")
 	chip := flags.String("chip", "", "the device's `chip`, such as esp32c3; never taken from the image")
 	flags.StringVar(&o.state, "state", "", "keep the state of the device and of its instance in this `folder`")
-	flags.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, tpm2 (runs swtpm), or a model of atecc608 or esp32ds")
+	flags.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, or a model of atecc608 or esp32ds")
 	flags.BoolVar(&o.tamper, "tamper", false, "change one bit of the image after it was signed")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
@@ -100,7 +99,6 @@ type play struct {
 	out      io.Writer
 	files    files
 	openKeys opener
-	tpm      chipTPM
 	instance *quarklinktest.Server
 	device   *quarklink.Client
 }
@@ -111,12 +109,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	p := &play{options: o, out: out}
-	p.tpm.play = p
 	if p.files, err = openFiles(o.state); err != nil {
 		return err
 	}
 	defer p.files.close()
-	defer p.tpm.close()
 	if err := p.files.keepChip(o.chip.String()); err != nil {
 		return err
 	}

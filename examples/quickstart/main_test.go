@@ -5,18 +5,12 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
-
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
-	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
 const (
@@ -50,7 +44,7 @@ func signedByEspressif(t *testing.T) string {
 
 func TestQuickstart(t *testing.T) {
 	img := signedByEspressif(t)
-	state, tpmState := t.TempDir(), t.TempDir()
+	state := t.TempDir()
 	for _, test := range []struct {
 		name  string
 		args  []string
@@ -65,18 +59,11 @@ func TestQuickstart(t *testing.T) {
 			[]string{"already enrolled", "code 11", "100 %", "cd83cc02", "code 10", "firmware fc80686f"}, nil},
 		{"keys in an ATECC608", []string{"-keystore", "atecc608"}, []string{"locked for good", "certificate of", "code 10", "summary"}, nil},
 		{"keys in the Digital Signature peripheral", []string{"-keystore", "esp32ds"}, []string{"5 eFuse key blocks left", "certificate of", "code 10", "summary"}, nil},
-		{"keys in a TPM", []string{"-keystore", "tpm2", "-state", tpmState},
-			[]string{"started swtpm", "blank, so asked", "certificate of", "code 11", "code 10", "summary"}, nil},
-		{"keys in the same TPM again", []string{"-keystore", "tpm2", "-state", tpmState},
-			[]string{"started swtpm", "nothing to ask", "already enrolled", "summary"}, nil},
 		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{"code 11", "refused"}, quarklink.ErrWrongSignature},
 		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{"refused"}, quarklink.ErrUpdate},
 		{"tampered", []string{"-image", img, "-trust", rsa1, "-chip", "esp32c3", "-tamper"}, []string{"tamper", "refused"}, image.ErrChecksum},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if slices.Contains(test.args, "tpm2") {
-				counterpart.Program(t, "swtpm")
-			}
 			var out strings.Builder
 			if err := run(t.Context(), test.args, &out); !errors.Is(err, test.fails) {
 				t.Errorf("error %v, want %v", err, test.fails)
@@ -120,12 +107,4 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("%q: no error", args)
 		}
 	}
-}
-
-// TestWithoutSwtpm says what to install.
-func TestWithoutSwtpm(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
-	err := run(t.Context(), []string{"-keystore", "tpm2"}, io.Discard)
-	require.ErrorIs(t, err, exec.ErrNotFound)
-	assert.ErrorContains(t, err, "apt install swtpm")
 }

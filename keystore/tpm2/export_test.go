@@ -1,9 +1,6 @@
 package tpm2
 
-import (
-	"syscall"
-	"time"
-)
+import "syscall"
 
 // ConnectionError and errors of the system for it, for tests.
 var (
@@ -11,6 +8,3 @@ var (
 	EBUSY           = error(syscall.EBUSY)
 	EIO             = error(syscall.EIO)
 )
-
-// SetTimeout changes Options.Timeout of an opened TPM. No call may run meanwhile.
-func (t *TPM) SetTimeout(d time.Duration) { t.opts.Timeout = d }

@@ -1,5 +1,3 @@
-//go:build linux
-
 package tpm2_test
 
 import (
