@@ -68,14 +68,15 @@ func (f files) snapshot() ([]byte, error) {
 	return data, err
 }
 
-// keepChip refuses a device that has changed its chip since the last run.
-func (f files) keepChip(chip string) error {
-	was, err := os.ReadFile(f.path("chip"))
+// keep refuses a device that is not what it was in the last run: its chip, or
+// where its instance is.
+func (f files) keep(what, value string) error {
+	was, err := os.ReadFile(f.path(what))
 	if errors.Is(err, fs.ErrNotExist) {
-		return f.write("chip", []byte(chip))
+		return f.write(what, []byte(value))
 	}
-	if err == nil && string(was) != chip {
-		err = fmt.Errorf("the device in %s is an %s, not an %s", f.dir, was, chip)
+	if err == nil && string(was) != value {
+		err = fmt.Errorf("the %s of the device in %s is %s, not %s", what, f.dir, was, value)
 	}
 	return err
 }
@@ -146,31 +147,34 @@ func (s *slot) Activate(_ context.Context, size int64) error {
 	return os.Rename(s.from, s.to)
 }
 
-// firmware returns the image to publish and the digest of the key that the
-// device trusts.
-func (p *play) firmware() (*bytes.Reader, secureboot.Digest, error) {
-	img, trust, err := p.signedImage()
-	if err != nil {
-		return nil, trust, err
+// publish offers an image to the device's batch, unless somebody else does, and
+// returns the digest of the key that the device trusts.
+func (p *play) publish(ctx context.Context) (*secureboot.Digest, error) {
+	if p.url != "" && p.control == "" {
+		return p.trusted, nil
 	}
-	if p.tamper && len(img) > 0 {
+	img, trusted := p.firmware, p.trusted
+	if img != nil {
+		p.say("publish", "%s, %d bytes", filepath.Base(p.image), len(img))
+	} else {
+		own, digest, err := p.ownImage()
+		if err != nil {
+			return nil, err
+		}
+		img, trusted = own, &digest
+	}
+	if p.tamper {
 		img = bytes.Clone(img)
 		img[len(img)/3] ^= 1
 		p.say("tamper", "flipped a bit at offset %d", len(img)/3)
 	}
-	return bytes.NewReader(img), trust, nil
+	return trusted, p.instance.publish(ctx, img)
 }
 
-func (p *play) signedImage() ([]byte, secureboot.Digest, error) {
-	if p.image != "" {
-		img, err := os.ReadFile(p.image)
-		if err == nil {
-			p.say("publish", "%s, %d bytes", filepath.Base(p.image), len(img))
-		}
-		return img, p.trust, err
-	}
-	// A key and an image of the run's own, kept so that a second run with the
-	// same state has nothing to install.
+// ownImage returns a signed image of this run's own, and the digest of its key.
+func (p *play) ownImage() ([]byte, secureboot.Digest, error) {
+	// They are kept, so that a second run with the same state has nothing to
+	// install.
 	img, err := os.ReadFile(p.files.path("published.bin"))
 	if err == nil {
 		digest, err := os.ReadFile(p.files.path("published.trust"))
@@ -214,7 +218,7 @@ func (p *play) build() ([]byte, error) {
 	}
 	payload := make([]byte, 300<<10)
 	rand.Read(payload)
-	b := image.Builder{Header: image.NewHeader(p.chip)}
+	b := image.Builder{Header: image.NewHeader(p.kind)}
 	b.Add(0x5000_0000, app)
 	b.Add(0x5000_1000, payload)
 	img, err := b.Bytes()

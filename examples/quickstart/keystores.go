@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 
 	"github.com/quarklink-go/quarklink/keystore"
@@ -19,23 +18,18 @@ import (
 // opener opens the device's keys, at every power-up again.
 type opener func(ctx context.Context) (keystore.KeyStore, error)
 
-// newOpener returns what opens the key store of that name. The chips are
-// models, which live as long as the process.
-func (p *play) newOpener(name string) (opener, error) {
-	if name != "software" && p.state != "" {
-		return nil, fmt.Errorf("-state needs -keystore software: the model of a chip does not outlive the run")
-	}
-	switch name {
-	case "software":
-		return p.openSoftware, nil
+// newOpener returns what opens the key store. The chips are models, which live
+// as long as the process.
+func (p *play) newOpener() opener {
+	switch p.keyStore {
 	case "atecc608":
 		chip := atecctest.New(atecctest.Options{})
-		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openATECC608(ctx, chip) }, nil
+		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openATECC608(ctx, chip) }
 	case "esp32ds":
-		chip := dstest.New(esp32ds.Chip(p.chip))
-		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openESP32DS(ctx, chip) }, nil
+		chip := dstest.New(esp32ds.Chip(p.kind))
+		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openESP32DS(ctx, chip) }
 	}
-	return nil, fmt.Errorf("-keystore %s: need software, atecc608 or esp32ds", name)
+	return p.openSoftware
 }
 
 func (p *play) openSoftware(context.Context) (keystore.KeyStore, error) {
@@ -74,7 +68,7 @@ func (p *play) openATECC608(ctx context.Context, bus atecc608.Bus) (keystore.Key
 // eFuse key blocks.
 func (p *play) openESP32DS(ctx context.Context, chip *dstest.Chip) (keystore.KeyStore, error) {
 	keys, err := esp32ds.New(esp32ds.Config{
-		Chip: esp32ds.Chip(p.chip), Peripheral: chip, EFuse: chip, Records: p.files.records, Random: rand.Reader})
+		Chip: esp32ds.Chip(p.kind), Peripheral: chip, EFuse: chip, Records: p.files.records, Random: rand.Reader})
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@
 //
 //	go run ./examples/quickstart
 //	go run ./examples/quickstart -image app.bin -trust 3fa9…c1 -chip esp32c3
+//	go run ./examples/quickstart -instance https://127.0.0.1:6000 -root root.pem
 //
 // With -image it installs an image signed for Secure Boot V2 by Espressif's
 // tools; -trust is the SHA-256 digest of the signing key as it stands in eFuse.
@@ -13,6 +14,13 @@
 // With -keystore atecc608 or esp32ds its keys are in a model of that chip.
 // With -tamper the image is changed after it was signed: the device refuses it,
 // and the command fails.
+//
+// With -instance the instance is a running one. If it is examples/instance,
+// -control is where the device is added and the image is published; without it
+// the command says how to add the device and waits.
+//
+// The exit code is 0, 1 for a failure, 2 for a command line that cannot be
+// obeyed, and 130 after an interrupt.
 package main
 
 import (
@@ -24,9 +32,9 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"time"
 
 	"github.com/quarklink-go/quarklink"
-	"github.com/quarklink-go/quarklink/esp/image"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
 	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
 	"github.com/quarklink-go/quarklink/quarklinktest"
@@ -35,131 +43,115 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "quickstart:", err)
-		os.Exit(1)
-	}
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// options are what the command line says.
-type options struct {
-	image, state string
-	keyStore     string
-	trust        secureboot.Digest
-	chip         image.Chip
-	tamper       bool
+// run is the command, without the process around it. It returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	s, err := parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		err = printHelp(stdout)
+	case err != nil:
+		fmt.Fprintf(stderr, "quickstart: %v\nRun with -h for the flags.\n", err)
+		return 2
+	default:
+		err = live(ctx, s, stdout)
+	}
+	switch {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "quickstart: interrupted")
+		return 130
+	}
+	fmt.Fprintln(stderr, "quickstart:", err)
+	return 1
 }
 
-func parseOptions(args []string, out io.Writer) (options, error) {
-	var o options
-	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	flags.SetOutput(out)
-	flags.StringVar(&o.image, "image", "", "install this signed image; needs -trust and -chip")
-	trust := flags.String("trust", "", "`digest` of the signing key that the device trusts, 64 hexadecimal digits")
-	chip := flags.String("chip", "", "the device's `chip`, such as esp32c3; never taken from the image")
-	flags.StringVar(&o.state, "state", "", "keep the state of the device and of its instance in this `folder`")
-	flags.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, or a model of atecc608 or esp32ds")
-	flags.BoolVar(&o.tamper, "tamper", false, "change one bit of the image after it was signed")
-	if err := flags.Parse(args); err != nil {
-		return options{}, err
-	}
-	if flags.NArg() > 0 {
-		return options{}, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if (o.image != "") != (*trust != "") {
-		return options{}, errors.New("-image and -trust belong together: an image is installed for its signature alone")
-	}
-	if o.image != "" && *chip == "" {
-		return options{}, errors.New("-image needs -chip: which chip a device has is not the image's to say")
-	}
-	o.chip = image.ESP32C3
-	var err error
-	if *chip != "" {
-		if o.chip, err = image.ParseChip(*chip); err != nil {
-			return options{}, fmt.Errorf("-chip: %w", err)
-		}
-	}
-	if *trust != "" {
-		if o.trust, err = secureboot.ParseDigest(*trust); err != nil {
-			return options{}, fmt.Errorf("-trust: %w", err)
-		}
-	}
-	return o, nil
+func printHelp(stdout io.Writer) error {
+	var text strings.Builder
+	text.WriteString(synopsis)
+	flags := new(options).flagSet()
+	flags.SetOutput(&text)
+	flags.PrintDefaults()
+	_, err := io.WriteString(stdout, text.String())
+	return err
 }
 
-const batch = "quickstart"
-
-// play is one run: a device, its instance, and where it tells what happens.
+// play is one run: a device, its instance, and where it says what happens.
 type play struct {
-	options
-	out      io.Writer
+	settings
+	*screen
 	files    files
 	openKeys opener
-	instance *quarklinktest.Server
+	instance instance
 	device   *quarklink.Client
 }
 
-func run(ctx context.Context, args []string, out io.Writer) error {
-	o, err := parseOptions(args, out)
-	if err != nil {
+// live runs the life of the device.
+func live(ctx context.Context, s settings, stdout io.Writer) error {
+	if err := s.open(); err != nil {
 		return err
 	}
-	p := &play{options: o, out: out}
-	if p.files, err = openFiles(o.state); err != nil {
+	p := &play{settings: s, screen: newScreen(stdout)}
+	var err error
+	if p.files, err = openFiles(s.state); err != nil {
 		return err
 	}
 	defer p.files.close()
-	if err := p.files.keepChip(o.chip.String()); err != nil {
+	return patiently(ctx, func() error { return p.run(ctx) })
+}
+
+// patience is how long an interrupted run may take to end tidily.
+const patience = 200 * time.Millisecond
+
+// patiently calls f, and returns a little after ctx has ended even if f has not:
+// making an RSA key takes seconds and no context.
+func patiently(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		return ctx.Err()
+	}
+}
+
+func (p *play) run(ctx context.Context) error {
+	err := errors.Join(
+		p.files.keep("chip", p.kind.String()),
+		p.files.keep("instance", p.place()))
+	if err != nil {
 		return err
 	}
-	if p.openKeys, err = p.newOpener(o.keyStore); err != nil {
+	p.openKeys = p.newOpener()
+	start := p.startInProcess
+	if p.url != "" {
+		start = p.useRunning
+	}
+	if p.instance, err = start(); err != nil {
 		return err
 	}
-	if err := p.startInstance(); err != nil {
-		return err
-	}
-	defer p.instance.Close()
+	defer p.instance.close()
 	if err := p.powerUp(ctx, false); err != nil {
 		return err
 	}
 	defer func() { p.device.Close() }()
-	for _, step := range []func(context.Context) error{p.provision, p.enrol, p.update} {
+	for _, step := range []func(context.Context) error{p.provision, p.join, p.enrol, p.update, p.summary} {
 		if err := step(ctx); err != nil {
 			return err
 		}
+		if p.screen.err != nil {
+			return fmt.Errorf("print what happens: %w", p.screen.err)
+		}
 	}
-	return p.summary()
-}
-
-// say prints one line: the step, and what was decided.
-func (p *play) say(step, format string, args ...any) {
-	fmt.Fprintf(p.out, "%-10s %s\n", step, fmt.Sprintf(format, args...))
-}
-
-func (p *play) startInstance() error {
-	snapshot, err := p.files.snapshot()
-	if err != nil {
-		return err
-	}
-	p.instance, err = quarklinktest.NewServer(quarklinktest.Options{InMemory: true, Snapshot: snapshot})
-	if err != nil {
-		return fmt.Errorf("start the instance that is kept in %s (delete the folder to start over): %w", p.files.dir, err)
-	}
-	if err := p.instance.AddBatch(quarklinktest.Batch{Name: batch}); err != nil {
-		return err
-	}
-	how := "a new one"
-	if snapshot != nil {
-		how = "the one of the last run"
-	}
-	if err := p.files.saveSnapshot(p.instance); err != nil {
-		return err
-	}
-	p.say("instance", "%s:%d in this process, %s", p.instance.Instance().Endpoint, p.instance.Instance().Port, how)
 	return nil
 }
 
@@ -178,16 +170,16 @@ func (p *play) powerUp(ctx context.Context, restart bool) error {
 		KeyStore:        keys,
 		RequireIdentity: restart,
 		Store:           p.files.records,
-		Transport:       p.instance.Carrier(),
-		Firmware:        quarklink.FirmwareInfo{Chip: p.chip.String(), SHA256: running},
+		Transport:       p.instance.carrier(),
+		Firmware:        quarklink.FirmwareInfo{Chip: p.kind.String(), SHA256: running},
 	})
 	if err != nil {
 		return err
 	}
 	if installed {
-		p.say("power up", "%s, runs the image %x…", p.chip, running[:4])
+		p.say("power up", "%s, runs the image %x…", p.kind, running[:4])
 	} else {
-		p.say("power up", "%s, runs its factory firmware", p.chip)
+		p.say("power up", "%s, runs its factory firmware", p.kind)
 	}
 	p.say("identity", "DeviceID %s", p.device.DeviceID())
 	return nil
@@ -206,7 +198,7 @@ func (p *play) provision(ctx context.Context) error {
 		return err
 	}
 	device, host := quarklinktest.Pipe()
-	tool := quarklinktest.NewTool(p.instance, batch, quarklink.Network{SSID: "workshop", Password: "correct horse"})
+	tool := p.instance.tool()
 	ctx, cancel := context.WithCancel(ctx)
 	served := make(chan struct{})
 	go func() { tool.Serve(ctx, host); close(served) }()
@@ -222,9 +214,11 @@ func (p *play) provision(ctx context.Context) error {
 	}
 	p.say("UART", "blank, so asked the tool: Wi-Fi %q, instance %s:%d, root %q",
 		network.SSID, i.Endpoint, i.Port, i.Root.Subject.CommonName)
-	p.say("UART", "sent the DeviceID; the tool put it into batch %q", batch)
+	p.say("UART", "sent the DeviceID; the tool has acknowledged it")
 	return nil
 }
+
+func (p *play) join(ctx context.Context) error { return p.instance.join(ctx, p.device) }
 
 // status asks how the device stands, and says what follows.
 func (p *play) status(ctx context.Context) (quarklink.Status, error) {
@@ -237,7 +231,7 @@ func (p *play) status(ctx context.Context) (quarklink.Status, error) {
 	case s.State == quarklink.StateRevoked:
 		todo = "stop until an operator allows a new enrolment"
 	case s.NeedsUpdate():
-		todo = fmt.Sprintf("install %s %s, %d bytes", s.Firmware.Name, s.Firmware.Version, s.Firmware.Size)
+		todo = fmt.Sprintf("install %s, %d bytes", nameOf(*s.Firmware), s.Firmware.Size)
 	case s.NeedsEnrolment():
 		todo = "enrol"
 	case s.FirmwareRefused:
@@ -245,6 +239,14 @@ func (p *play) status(ctx context.Context) (quarklink.Status, error) {
 	}
 	p.say("status", "%v (code %d): %s", s.State, int(s.Code()), todo)
 	return s, nil
+}
+
+// nameOf names an image by what is said of it, which may be nothing.
+func nameOf(m quarklink.Manifest) string {
+	if name := strings.TrimSpace(m.Name + " " + m.Version); name != "" {
+		return name
+	}
+	return "an image without a name"
 }
 
 func (p *play) enrol(ctx context.Context) error {
@@ -257,30 +259,36 @@ func (p *play) enrol(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p.say("enrol", "already enrolled until %s", e.Certificate.NotAfter.Format("2006-01-02"))
+		p.say("enrol", "already enrolled until %s", e.Certificate.NotAfter.Format(time.DateOnly))
 		return nil
 	}
-	before := p.instance.Stats().Handshakes
+	before, counted := p.instance.stats()
 	e, err := p.device.Enrol(ctx)
 	if err != nil {
 		return err
 	}
-	p.say("enrol", "certificate of %q until %s; new TLS handshakes: %d", e.Certificate.Issuer.CommonName,
-		e.Certificate.NotAfter.Format("2006-01-02"), p.instance.Stats().Handshakes-before)
-	if _, err := p.device.HubTLSConfig(ctx); err != nil {
-		return err
+	handshakes := ""
+	if after, _ := p.instance.stats(); counted {
+		handshakes = fmt.Sprintf("; new TLS handshakes: %d", after.Handshakes-before.Handshakes)
 	}
-	p.say("hub", "%s: ready for mutual TLS with the device key", e.Hub.Addr())
-	return p.files.saveSnapshot(p.instance)
+	p.say("enrol", "certificate of %q until %s%s", e.Certificate.Issuer.CommonName,
+		e.Certificate.NotAfter.Format(time.DateOnly), handshakes)
+	switch {
+	case e.Hub != nil:
+		if _, err := p.device.HubTLSConfig(ctx); err != nil {
+			return err
+		}
+		p.say("hub", "%s: ready for mutual TLS with the device key", e.Hub.Addr())
+	case e.Database != nil:
+		p.say("database", "%s:%d", e.Database.Endpoint, e.Database.Port)
+	}
+	return p.instance.save()
 }
 
 // update publishes an image, and has the device install it if that is due.
 func (p *play) update(ctx context.Context) error {
-	img, trust, err := p.firmware()
+	trusted, err := p.publish(ctx)
 	if err != nil {
-		return err
-	}
-	if err := p.instance.Publish(batch, quarklinktest.Firmware{Image: img, AsIs: true}); err != nil {
 		return err
 	}
 	s, err := p.status(ctx)
@@ -291,13 +299,17 @@ func (p *play) update(ctx context.Context) error {
 		p.say("update", "none due")
 		return nil
 	}
-	bar := &progress{out: p.out}
+	if trusted == nil {
+		p.say("update", "left alone: -trust says whose signature the device accepts")
+		return nil
+	}
+	bar := &progress{screen: p.screen}
 	done, err := p.device.FirmwareUpdate(ctx, quarklink.FirmwareOptions{
 		Slot: p.files.slot(),
 		Verifier: secureboot.Verifier{
-			Chip:    p.chip,
+			Chip:    p.kind,
 			Schemes: []secureboot.Scheme{secureboot.RSA(), sbecdsa.Scheme()},
-			Trusted: []secureboot.Digest{trust},
+			Trusted: []secureboot.Digest{*trusted},
 		},
 		Progress: bar.show,
 		Again:    true, // whoever starts this command wants to see it
@@ -307,8 +319,8 @@ func (p *play) update(ctx context.Context) error {
 		p.say("update", "refused: the device keeps what it runs")
 		return err
 	}
-	p.say("verify", "read back: signed for %s by the trusted key %s…", p.chip, trust.String()[:8])
-	p.say("activate", "%s %s", done.Manifest.Name, done.Manifest.Version)
+	p.say("verify", "read back: signed for %s by the trusted key %s…", p.kind, trusted.String()[:8])
+	p.say("activate", "%s", nameOf(done.Manifest))
 
 	p.device.Close()
 	if err := p.powerUp(ctx, true); err != nil {
@@ -318,7 +330,7 @@ func (p *play) update(ctx context.Context) error {
 	return err
 }
 
-func (p *play) summary() error {
+func (p *play) summary(context.Context) error {
 	e, err := p.device.Enrolment()
 	if err != nil {
 		return err
@@ -327,31 +339,11 @@ func (p *play) summary() error {
 	if err != nil {
 		return err
 	}
-	stats := p.instance.Stats()
-	p.say("summary", "device %s…, certificate until %s, firmware %x…; TLS handshakes: %d, requests: %d",
-		p.device.DeviceID()[:8], e.Certificate.NotAfter.Format("2006-01-02"), running[:4], stats.Handshakes, stats.Requests)
+	counts := ""
+	if stats, counted := p.instance.stats(); counted {
+		counts = fmt.Sprintf("; TLS handshakes: %d, requests: %d", stats.Handshakes, stats.Requests)
+	}
+	p.say("summary", "device %s…, certificate until %s, firmware %x…%s",
+		p.device.DeviceID()[:8], e.Certificate.NotAfter.Format(time.DateOnly), running[:4], counts)
 	return nil
-}
-
-// progress is a bar that grows on one line.
-type progress struct {
-	out  io.Writer
-	last int // steps drawn; 0: nothing yet
-}
-
-const barSteps = 40
-
-func (b *progress) show(done, total int64) {
-	steps := int(done * barSteps / total)
-	if b.last > 0 && steps < b.last {
-		return
-	}
-	b.last = steps + 1
-	fmt.Fprintf(b.out, "\r%-10s [%-*s] %3d %%", "download", barSteps, strings.Repeat("#", steps), done*100/total)
-}
-
-func (b *progress) end() {
-	if b.last > 0 {
-		fmt.Fprintln(b.out)
-	}
 }

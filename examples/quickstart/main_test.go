@@ -1,17 +1,41 @@
 package main
 
 import (
+	"bytes"
 	"compress/gzip"
-	"errors"
+	"context"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
 )
+
+// TestMain makes the test's own binary the command, for tests that need it as a
+// process.
+func TestMain(m *testing.M) {
+	if args, ok := os.LookupEnv("QUARKLINK_QUICKSTART_ARGS"); ok {
+		os.Args = append(os.Args[:1], strings.Fields(args)...)
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// command is the quickstart as a process. Its arguments must have no spaces.
+func command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), "QUARKLINK_QUICKSTART_ARGS="+strings.Join(args, " "))
+	return cmd
+}
 
 const (
 	rsa1 = "cd83cc02a291b2bcdfd40cde657aaacfb48e246f450ca3567ea5a8cfc9c72375"
@@ -23,23 +47,26 @@ const (
 func signedByEspressif(t *testing.T) string {
 	t.Helper()
 	f, err := os.Open(filepath.Join("..", "..", "esp", "image", "testdata", "esp32c3_small_v1.0.0_padv2.rsa1.bin.gz"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer f.Close()
 	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	img, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "app.bin")
-	if err := os.WriteFile(path, img, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(path, img, 0o600))
 	return path
+}
+
+// requireInOrder requires that each of the texts follows the one before.
+func requireInOrder(t *testing.T, out string, wants []string) {
+	t.Helper()
+	rest := out
+	for _, want := range wants {
+		_, after, ok := strings.Cut(rest, want)
+		require.Truef(t, ok, "no %q at its place in\n%s", want, out)
+		rest = after
+	}
 }
 
 func TestQuickstart(t *testing.T) {
@@ -51,60 +78,227 @@ func TestQuickstart(t *testing.T) {
 		wants []string // in this order
 		fails error
 	}{
-		{"from blank to updated", []string{"-state", state},
-			[]string{"blank, so asked", "not_enrolled (code 12): enrol", "certificate of", "code 11", "100 %", "signed for esp32c3 by the trusted key", "code 10", "summary"}, nil},
-		{"again", []string{"-state", state},
-			[]string{"the one of the last run", "nothing to ask", "code 10", "already enrolled", "none due", "summary"}, nil},
-		{"an image of Espressif's", []string{"-state", state, "-image", img, "-trust", rsa1, "-chip", "esp32c3"},
-			[]string{"already enrolled", "code 11", "100 %", "cd83cc02", "code 10", "firmware fc80686f"}, nil},
-		{"keys in an ATECC608", []string{"-keystore", "atecc608"}, []string{"locked for good", "certificate of", "code 10", "summary"}, nil},
-		{"keys in the Digital Signature peripheral", []string{"-keystore", "esp32ds"}, []string{"5 eFuse key blocks left", "certificate of", "code 10", "summary"}, nil},
-		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{"code 11", "refused"}, quarklink.ErrWrongSignature},
-		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{"refused"}, quarklink.ErrUpdate},
-		{"tampered", []string{"-image", img, "-trust", rsa1, "-chip", "esp32c3", "-tamper"}, []string{"tamper", "refused"}, image.ErrChecksum},
+		{"from blank to updated", []string{"-state", state}, []string{
+			"blank, so asked", "not_enrolled (code 12): enrol", "certificate of", "code 11", "100 %",
+			"signed for esp32c3 by the trusted key", "activate   blinky 1.8.1\n", "code 10", "summary"}, nil},
+		{"again", []string{"-state", state}, []string{
+			"the one of the last run", "nothing to ask", "code 10", "already enrolled", "none due", "summary"}, nil},
+		{"an image of Espressif's", []string{"-state", state, "-image", img, "-trust", rsa1, "-chip", "esp32c3"}, []string{
+			"already enrolled", "code 11", "100 %", "cd83cc02", "code 10", "firmware fc80686f"}, nil},
+		{"keys in an ATECC608", []string{"-keystore", "atecc608"}, []string{
+			"locked for good", "certificate of", "code 10", "summary"}, nil},
+		{"keys in the Digital Signature peripheral", []string{"-keystore", "esp32ds"}, []string{
+			"5 eFuse key blocks left", "certificate of", "code 10", "summary"}, nil},
+		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{
+			"code 11", "refused"}, quarklink.ErrWrongSignature},
+		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{
+			"refused"}, quarklink.ErrUpdate},
+		{"tampered", []string{"-image", img, "-trust", rsa1, "-chip", "esp32c3", "-tamper"}, []string{
+			"tamper", "refused"}, image.ErrChecksum},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			s, err := parse(test.args)
+			require.NoError(t, err)
 			var out strings.Builder
-			if err := run(t.Context(), test.args, &out); !errors.Is(err, test.fails) {
-				t.Errorf("error %v, want %v", err, test.fails)
+			err = live(t.Context(), s, &out)
+			if test.fails == nil {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, test.fails)
 			}
-			rest := out.String()
-			for _, want := range test.wants {
-				_, after, ok := strings.Cut(rest, want)
-				if !ok {
-					t.Fatalf("no %q in\n%s", want, out.String())
-				}
-				rest = after
-			}
+			assert.NotContains(t, out.String(), "\r", "what is not a terminal gets lines")
+			requireInOrder(t, out.String(), test.wants)
 		})
 	}
 }
 
+// A device that has changed is another device: its state says so.
 func TestState(t *testing.T) {
 	dir := t.TempDir()
-	if err := run(t.Context(), []string{"-state", dir}, io.Discard); err != nil {
-		t.Fatal(err)
+	again := func(args ...string) string {
+		var stderr strings.Builder
+		if run(t.Context(), append([]string{"-state", dir}, args...), io.Discard, &stderr) == 0 {
+			return ""
+		}
+		return stderr.String()
 	}
-	if err := run(t.Context(), []string{"-state", dir, "-chip", "esp32s3"}, io.Discard); err == nil || !strings.Contains(err.Error(), "esp32c3") {
-		t.Errorf("with another chip: %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "instance.json"), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := run(t.Context(), []string{"-state", dir}, io.Discard); err == nil || !strings.Contains(err.Error(), dir) {
-		t.Errorf("with half an instance: %v", err)
+	require.Empty(t, again())
+	assert.Contains(t, again("-chip", "esp32s3"), "is esp32c3, not esp32s3")
+
+	root := filepath.Join(t.TempDir(), "root.pem")
+	require.NoError(t, os.WriteFile(root, testRoot(t), 0o600))
+	assert.Contains(t, again("-instance", "https://127.0.0.1:6000", "-root", root),
+		"is the one in this process, not the one at 127.0.0.1:6000")
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "instance.json"), []byte("{"), 0o600))
+	assert.Contains(t, again(), dir, "half an instance")
+}
+
+// A command line that cannot be obeyed is said once, on stderr, and leaves
+// nothing behind.
+func TestUsageErrors(t *testing.T) {
+	file := signedByEspressif(t)
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-image", file}, "-image needs -trust"},
+		{[]string{"-trust", rsa1}, "-trust needs -image"},
+		{[]string{"-image", file, "-trust", rsa1}, "-image needs -chip"},
+		{[]string{"-image", file, "-trust", "12", "-chip", "esp32c3"}, "-trust"},
+		{[]string{"-image", file, "-trust", rsa1, "-chip", "z80"}, "-chip"},
+		{[]string{"-chip", "ESP32-C3"}, "-chip"},
+		{[]string{"extra"}, `unexpected argument "extra"`},
+		{[]string{"-unknown"}, "not defined: -unknown"},
+		{[]string{"-keystore", "none", "-state="}, "-keystore none"},
+		{[]string{"-keystore", "atecc608"}, "-state needs -keystore software"},
+		{[]string{"-keystore", "esp32ds", "-chip", "esp32", "-state="}, "no Digital Signature peripheral"},
+		{[]string{"-batch="}, "-batch must not be empty"},
+		{[]string{"-wait=0s"}, "-wait"},
+		{[]string{"-instance", "https://127.0.0.1:6000"}, "-instance needs -root"},
+		{[]string{"-root", file}, "-root needs -instance"},
+		{[]string{"-control", "http://127.0.0.1:6080"}, "-control needs -instance"},
+		{[]string{"-instance", "http://127.0.0.1:6000", "-root", file}, "need https://HOST:PORT"},
+		{[]string{"-instance", "https://127.0.0.1", "-root", file}, "need https://HOST:PORT"},
+		{[]string{"-instance", "https://127.0.0.1:6000/x", "-root", file}, "need https://HOST:PORT"},
+		{[]string{"-instance", "https://127.0.0.1:66000", "-root", file}, "the port"},
+		{[]string{"-instance", "https://a:1", "-root", file, "-control", "https://a:2"}, "need http://HOST:PORT"},
+		{[]string{"-instance", "https://a:1", "-root", file, "-tamper"}, "-tamper with -instance needs -control"},
+		{[]string{"-instance", "https://a:1", "-root", file, "-trust", rsa1, "-control", "http://a:2"},
+			"-trust with -control needs -image"},
+		{[]string{"-instance", "https://a:1", "-root", file, "-image", file, "-trust", rsa1, "-chip", "esp32c3"},
+			"-image with -instance needs -control"},
+	} {
+		t.Run(strings.Join(test.args, " "), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			t.Setenv("TMPDIR", t.TempDir())
+			var stdout, stderr strings.Builder
+			assert.Equal(t, 2, run(t.Context(), append([]string{"-state", dir}, test.args...), &stdout, &stderr))
+			assert.Empty(t, stdout.String())
+			assert.Equal(t, 1, strings.Count(stderr.String(), test.want), stderr.String())
+			assert.Equal(t, 2, strings.Count(stderr.String(), "\n"), stderr.String())
+			assert.NoDirExists(t, dir)
+			left, err := os.ReadDir(os.TempDir())
+			require.NoError(t, err)
+			assert.Empty(t, left)
+		})
 	}
 }
 
-func TestCommandLine(t *testing.T) {
-	for _, args := range [][]string{
-		{"-image", "x"}, {"-trust", rsa1}, {"-image", "x", "-trust", rsa1}, {"-image", "x", "-trust", "12", "-chip", "esp32c3"},
-		{"-image", "x", "-trust", rsa1, "-chip", "z80"}, {"-chip", "ESP32-C3"}, {"extra"}, {"-unknown"}, {"-keystore", "tpm"},
-		{"-keystore", "atecc608", "-state", t.TempDir()}, {"-keystore", "esp32ds", "-chip", "esp32"},
-		{"-image", filepath.Join(t.TempDir(), "absent"), "-trust", rsa1, "-chip", "esp32c3"},
+// A file that cannot be used is an error before there is a device.
+func TestFilesFirst(t *testing.T) {
+	here := t.TempDir()
+	empty, large := filepath.Join(here, "empty"), filepath.Join(here, "large")
+	require.NoError(t, os.WriteFile(empty, nil, 0o600))
+	require.NoError(t, os.WriteFile(large, nil, 0o600))
+	require.NoError(t, os.Truncate(large, slotSize+1))
+	for name, want := range map[string]string{
+		filepath.Join(here, "absent"): "no such file",
+		here:                          "is a directory",
+		empty:                         "is empty",
+		large:                         "has more than 16777216 bytes",
 	} {
-		if err := run(t.Context(), args, io.Discard); err == nil {
-			t.Errorf("%q: no error", args)
-		}
+		dir := filepath.Join(here, "state")
+		var stdout, stderr strings.Builder
+		args := []string{"-state", dir, "-image", name, "-trust", rsa1, "-chip", "esp32c3"}
+		assert.Equal(t, 1, run(t.Context(), args, &stdout, &stderr))
+		assert.Empty(t, stdout.String())
+		assert.Contains(t, stderr.String(), "-image")
+		assert.Contains(t, stderr.String(), want)
+		assert.NoDirExists(t, dir)
 	}
+	for name, want := range map[string]string{
+		filepath.Join(here, "absent"): "no such file",
+		"main.go":                     "holds no certificate",
+	} {
+		var stderr strings.Builder
+		args := []string{"-instance", "https://127.0.0.1:6000", "-root", name}
+		assert.Equal(t, 1, run(t.Context(), args, io.Discard, &stderr))
+		assert.Contains(t, stderr.String(), "-root")
+		assert.Contains(t, stderr.String(), want)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, flag := range []string{"-h", "-help", "--help"} {
+		var stdout, stderr strings.Builder
+		assert.Equal(t, 0, run(t.Context(), []string{flag}, &stdout, &stderr))
+		assert.Empty(t, stderr.String())
+		requireInOrder(t, stdout.String(), []string{"Usage: quickstart [flags]", "-control URL", "-image file", "-wait"})
+	}
+}
+
+func TestNameless(t *testing.T) {
+	for want, m := range map[string]quarklink.Manifest{
+		"an image without a name": {},
+		"blinky":                  {Name: "blinky"},
+		"1.8.1":                   {Version: "1.8.1"},
+		"blinky 1.8.1":            {Name: "blinky", Version: "1.8.1"},
+	} {
+		assert.Equal(t, want, nameOf(m))
+	}
+}
+
+// A name that an instance sends does not reach the terminal's controls.
+func TestSayIsPlainText(t *testing.T) {
+	var out strings.Builder
+	newScreen(&out).say("status", "install %s", "a\x1b[2Jb\rc\u202ed\n\u009be")
+	assert.Equal(t, "status     install a�[2Jb�c�d��e\n", out.String())
+}
+
+// What cannot be printed is an error, wherever it ends.
+func TestFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err) // no Linux
+	}
+	defer full.Close()
+	for _, args := range [][]string{{}, {"-h"}} {
+		cmd := command(t.Context(), args...)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		var exit *exec.ExitError
+		require.ErrorAs(t, cmd.Run(), &exit)
+		assert.Equal(t, 1, exit.ExitCode())
+		assert.Contains(t, stderr.String(), "no space left on device")
+	}
+}
+
+// The first interrupt ends the command, whatever it is doing: here it makes two
+// RSA keys, which hears no context. It leaves no file behind.
+func TestInterrupt(t *testing.T) {
+	temp := t.TempDir()
+	cmd := command(t.Context(), "-keystore", "esp32ds")
+	cmd.Env = append(cmd.Env, "TMPDIR="+temp)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = out.Read(make([]byte, 1)) // the instance is there, the keys are next
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	_, _ = io.Copy(io.Discard, out)
+	var exit *exec.ExitError
+	require.ErrorAs(t, cmd.Wait(), &exit)
+	assert.Equal(t, 130, exit.ExitCode())
+	assert.Equal(t, "quickstart: interrupted\n", stderr.String())
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
+// What hears no context is waited for as long as patience says, and no longer.
+func TestInterruptIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		never := make(chan struct{})
+		started := time.Now()
+		err := patiently(ctx, func() error { <-never; return nil })
+		require.ErrorIs(t, err, context.Canceled)
+		assert.Equal(t, patience, time.Since(started))
+		close(never)
+	})
+	assert.NoError(t, patiently(t.Context(), func() error { return nil }))
 }
