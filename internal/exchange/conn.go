@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/quarklink-go/quarklink/internal/problem"
 )
 
 // conn is a connection that serves exchanges, one after the other.
@@ -150,6 +152,8 @@ func (c *conn) readHeader(req *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("%w: %s %d", ErrMalformed, resp.Proto, resp.StatusCode)
 		case !isHeader(resp.Header):
 			return nil, fmt.Errorf("%w: a header field that is none", ErrMalformed)
+		case len(resp.Header.Get("Location")) > maxLocation:
+			return nil, fmt.Errorf("%w: a Location of %d bytes", ErrMalformed, len(resp.Header.Get("Location")))
 		case resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols:
 			return resp, nil
 		}
@@ -181,7 +185,7 @@ func (c *conn) failure(err error) error {
 	if c.broken != nil {
 		return c.broken
 	}
-	return fmt.Errorf("%w: %w", ErrMalformed, err)
+	return fmt.Errorf("%w: %s", ErrMalformed, problem.Clean(err.Error(), maxReason))
 }
 
 // Read reads from the connection for c.answer. An error is told when more is

@@ -36,6 +36,11 @@ const (
 	// maxInterim is how many interim answers (1xx) may come before the final
 	// one.
 	maxInterim = 5
+	// maxLocation bounds where a redirect leads, in bytes: errors of net/http
+	// quote it whole.
+	maxLocation = 512
+	// maxReason bounds what is told of an answer that is wrong, in runes.
+	maxReason = 200
 	// writeChunk is how much of a request is written within one Silence.
 	writeChunk = 16 << 10
 )

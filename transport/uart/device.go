@@ -46,6 +46,7 @@ type Device struct {
 	late   bool    // an answer to an earlier request may still come
 	asked  string  // the line of the request
 	echo   bool    // the marker has come back; so may the rest of the request
+	echoed bool    // the marker has ever come back
 	chunk  []byte  // what Read has brought
 	line   lineBuf // what of it is not a whole line yet
 	bad    error   // what was wrong with the last line that was not a value
@@ -179,6 +180,9 @@ func (d *Device) exchange(ctx context.Context, key, line string, accept func(rep
 		if answered {
 			d.late = try > 0
 		}
+		if err != nil && !answered && ctx.Err() != nil {
+			return fmt.Errorf("uart: %s: %w, after %d requests: %s", key, err, try+1, d.hint())
+		}
 		if err != nil {
 			return fmt.Errorf("uart: %s: %w", key, err)
 		}
@@ -189,7 +193,15 @@ func (d *Device) exchange(ctx context.Context, key, line string, accept func(rep
 	if d.bad != nil {
 		return fmt.Errorf("uart: %s: %w to %d requests: the last line: %w", key, ErrReply, d.tries(), d.bad)
 	}
-	return fmt.Errorf("uart: %s: %w to %d requests, %v apart: is it running, and set to the same baud rate?", key, ErrNoAnswer, d.tries(), d.timeout())
+	return fmt.Errorf("uart: %s: %w to %d requests, %v apart: %s", key, ErrNoAnswer, d.tries(), d.timeout(), d.hint())
+}
+
+// hint says what to look at when no answer comes.
+func (d *Device) hint() string {
+	if d.echoed {
+		return "the line sends back what is written to it: set the terminal at its other end to raw mode (cfmakeraw, stty raw -echo)"
+	}
+	return "is the tool running, at the same baud rate, and the terminal at each end in raw mode?"
 }
 
 // settle discards what is left on the line from before: what is there already,
@@ -359,7 +371,7 @@ func (d *Device) judgeLine(accept func(line []byte) error) (answered bool, err e
 func (d *Device) isEcho(line []byte) bool {
 	switch string(line) {
 	case marker:
-		d.echo = true
+		d.echo, d.echoed = true, true
 		return true
 	case "":
 		return d.echo
