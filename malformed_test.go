@@ -54,26 +54,26 @@ const (
 )
 
 // expect returns the error and how often the call is asked for.
-func (v verdict) expect(call quarklinktest.Call) (want error, asked int) {
+func (v verdict) expect(call quarklinktest.Call) (asked int, want error) {
 	if call == quarklinktest.CallOutcome {
-		return nil, 1
+		return 1, nil
 	}
 	image := call == quarklinktest.CallFirmware
 	switch {
 	case image && (v == cut || v == spoilt):
-		return quarklink.ErrConnectionLost, 1
+		return 1, quarklink.ErrConnectionLost
 	case v == broken, v == cut, v == later:
-		return quarklink.ErrCommunication, 5
+		return 5, quarklink.ErrCommunication
 	case v == noHTTP, v == spoilt, v == tooLate:
-		return quarklink.ErrCommunication, 1
+		return 1, quarklink.ErrCommunication
 	case v == pending:
-		return quarklink.ErrValueNotAvailable, 5
+		return 5, quarklink.ErrValueNotAvailable
 	case v == badImage:
-		return quarklink.ErrUpdate, 1
+		return 1, quarklink.ErrUpdate
 	case call == quarklinktest.CallCACerts:
-		return quarklink.ErrCACerts, 1
+		return 1, quarklink.ErrCACerts
 	}
-	return quarklink.ErrGeneral, 1
+	return 1, quarklink.ErrGeneral
 }
 
 // malformed is one way in which an answer can be wrong.
@@ -442,7 +442,7 @@ func (m malformed) test(t *testing.T, call quarklinktest.Call) {
 
 	p.server.Fault(call, m.fault(m.answer))
 	err := p.make(t.Context(), call)
-	want, times := m.verdict.expect(call)
+	times, want := m.verdict.expect(call)
 	assert.Equal(t, times, p.server.Stats().Calls[call]-asked, "requests")
 	assert.Equal(t, before, p.stored(t, mayChange), "records")
 	if want == nil {
@@ -508,7 +508,7 @@ func TestMalformedRedirectLoop(t *testing.T) {
 			}))
 			p.server.Fault(call, again)
 			err := p.make(t.Context(), call)
-			want, _ := noHTTP.expect(call)
+			_, want := noHTTP.expect(call)
 			require.ErrorIs(t, err, want)
 			assert.Equal(t, 6, p.server.Stats().Calls[call])
 		})

@@ -56,7 +56,7 @@ func tngPartOf(code []byte) (tngPart, error) {
 		}
 		return part, nil
 	}
-	if blank := strings.Trim(string(code), "\xff") == "" || strings.Trim(string(code), "\x00") == ""; blank {
+	if blank := isFilled(code, 0xFF) || isFilled(code, 0); blank {
 		return tngPart{}, fmt.Errorf("the OTP zone is empty: no Trust&GO or TrustFLEX part: %w", fs.ErrNotExist)
 	}
 	return tngPart{}, fmt.Errorf("the OTP zone begins with % x, the code of no part that is known here: %w", code, errors.ErrUnsupported)
@@ -330,4 +330,14 @@ func tlv(tag byte, parts ...string) string {
 		head = []byte{tag, 0x81, byte(n)}
 	}
 	return string(head) + content
+}
+
+// isFilled reports whether every byte is b.
+func isFilled(data []byte, b byte) bool {
+	for _, d := range data {
+		if d != b {
+			return false
+		}
+	}
+	return true
 }

@@ -91,7 +91,7 @@ func CheckChip(chip image.Chip, a Algorithm) error {
 		case known.set&a != 0:
 			return nil
 		default:
-			return fmt.Errorf("Secure Boot V2 of %v has no %v", chip, a)
+			return fmt.Errorf("the chip %v has no %v in its Secure Boot V2", chip, a)
 		}
 	}
 	return fmt.Errorf("nothing is known of Secure Boot V2 on %v", chip)
