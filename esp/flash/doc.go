@@ -8,5 +8,9 @@
 // new, and every implementation here behaves like that, so that a mistake shows
 // before it reaches a chip.
 //
+// [Encrypted] is an encrypted flash as the program on the chip sees it, so that
+// everything above works on the dump of one with its key. The schemes are those of
+// espsecure 4.11 (encrypt_flash_data).
+//
 // Package flashtest has a model with power cuts, wear and defects.
 package flash

@@ -41,7 +41,8 @@ type Verifier interface {
 // Config says what a Slot and a Trial work on. All but Rollback and OnTrial is
 // required.
 type Config struct {
-	// Flash is the whole flash, as the program on the chip sees it: decrypted.
+	// Flash is the whole flash, as the program on the chip sees it: through
+	// flash.Encrypted if it is encrypted.
 	Flash flash.NOR
 	// Table is its partition table.
 	Table *partition.Table

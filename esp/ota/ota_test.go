@@ -177,6 +177,35 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// On an encrypted flash the same happens, and what is in flash is encrypted.
+func TestUpdateOfEncryptedFlash(t *testing.T) {
+	xts, err := flash.NewXTS(bytes.Repeat([]byte{7}, 64))
+	require.NoError(t, err)
+	esp32, err := flash.NewESP32(bytes.Repeat([]byte{7}, 32), 15)
+	require.NoError(t, err)
+	for _, c := range []*flash.Cipher{xts, esp32} {
+		s := newBench(t, otadata.Bootloader{Slots: 2, Rollback: true}, map[int]string{0: "old"})
+		content := s.flash.Content()
+		require.NoError(t, c.Encrypt(content, content, 0))
+		raw := flashtest.New(content)
+		view, err := flash.Encrypted(raw, c)
+		require.NoError(t, err)
+		img := s.byName["new"]
+		require.ErrorIs(t, install(s.config(view, 0), img[:len(img)-1]), secureboot.ErrImage, "written, and found short")
+		require.NoError(t, install(s.config(view, 0), img))
+		assert.NotContains(t, string(raw.Content()), "new image")
+
+		data, err := flash.Region(view, 0, otadata.Size)
+		require.NoError(t, err)
+		slot, _, err := otadata.Boot(data, s.b, func(int) bool { return true })
+		require.NoError(t, err)
+		assert.Equal(t, 1, slot)
+		got := make([]byte, len(img))
+		require.NoError(t, flash.Read(view, got, int64(s.partition(1).Offset)))
+		assert.Equal(t, img, got)
+	}
+}
+
 func TestSlotIsNeverOneThatIsNeeded(t *testing.T) {
 	good := map[int]string{otadata.Factory: "factory", 0: "old", 1: "new", 2: "older"}
 	for _, test := range []struct {
@@ -264,6 +293,12 @@ func TestSlotWrites(t *testing.T) {
 	_, err = slot.WriteAt([]byte{1}, 4096+32)
 	require.ErrorIs(t, err, flash.ErrProgram, "within a sector that was written")
 
+	// The end that is no multiple of 32 is filled up with ones.
+	got = make([]byte, 32)
+	_, err = slot.ReadAt(got, int64(4096+len(data)/32*32))
+	require.NoError(t, err)
+	assert.Equal(t, append(bytes.Clone(data[len(data)/32*32:]), bytes.Repeat([]byte{0xFF}, 32-len(data)%32)...), got)
+
 	before := s.flash.Operations()
 	for _, bad := range []struct {
 		off int64
@@ -289,7 +324,8 @@ func TestActivateRefuses(t *testing.T) {
 	s.flash.FlipBit(int64(s.partition(1).Offset)+5000, 0)
 	require.ErrorIs(t, slot.Activate(t.Context(), int64(len(img))), secureboot.ErrImage)
 	assert.Zero(t, s.flash.Operations())
-	s.flash.FlipBit(int64(s.partition(1).Offset)+5000, 0)
+	_, err = slot.WriteAt(img, 0)
+	require.NoError(t, err)
 	require.NoError(t, slot.Activate(t.Context(), int64(len(img))))
 
 	// Written once more, it is not the one that starts next until it is activated again.
