@@ -36,6 +36,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/keystore"
@@ -52,12 +53,30 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	p := program{in: os.Stdin, out: os.Stdout, open: openBus, lock: lockFile}
-	if err := p.run(ctx, os.Args[1:]); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "keys:", err)
-		}
-		os.Exit(1)
+	os.Exit(p.exit(p.run(ctx, os.Args[1:]), os.Stderr))
+}
+
+const synopsis = `Usage: keys -i2c BUS [flags]
+       keys -software DIRECTORY [flags]
+
+Shows the keys that a device has, and checks whatever holds them.
+
+`
+
+// usageError is a command line that cannot be obeyed.
+type usageError struct{ error }
+
+// exit says how the run ended and returns the exit code.
+func (p *program) exit(err error, stderr io.Writer) int {
+	switch usage := (usageError{}); {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "keys: %v\nRun with -h for the flags.\n", err)
+		return 2
 	}
+	fmt.Fprintln(stderr, "keys:", err)
+	return 1
 }
 
 // openBus opens a bus of periph.io.
@@ -89,6 +108,7 @@ func (p *program) parse(args []string) (settings, error) {
 	var s settings
 	address := ""
 	flags := flag.NewFlagSet("keys", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // exit prints an error, once
 	flags.StringVar(&s.i2c, "i2c", "", "`bus` of an ATECC608, such as /dev/i2c-1")
 	flags.StringVar(&address, "address", "0x60", "the chip's I2C address, 7 bits")
 	flags.IntVar(&s.slots.Enrolment, "slot", 0, "the chip's slot for the enrolment key")
@@ -96,24 +116,38 @@ func (p *program) parse(args []string) (settings, error) {
 	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip where there is none")
 	flags.BoolVar(&s.provision, "provision", false, "give a blank chip its configuration, FOR EVER, after asking")
 	flags.BoolVar(&s.lock, "lock", false, "lock the enrolment key's slot, FOR EVER, after asking")
-	flags.StringVar(&s.software, "software", "", "`folder` of keys in software")
-	flags.StringVar(&s.secret, "secret", "", "`file` with the secret of these keys (default: beside the folder, with .secret added to its name)")
-	if err := flags.Parse(args); err != nil {
+	flags.StringVar(&s.software, "software", "", "`directory` of keys in software")
+	flags.StringVar(&s.secret, "secret", "", "`file` with the secret of these keys (default: beside the directory, with .secret added to its name)")
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		var text strings.Builder
+		text.WriteString(synopsis)
+		flags.SetOutput(&text)
+		flags.PrintDefaults()
+		if _, failed := io.WriteString(p.out, text.String()); failed != nil {
+			err = failed
+		}
 		return s, err
+	}
+	if err != nil {
+		return s, usageError{err}
 	}
 	n, err := strconv.ParseUint(address, 0, 16)
 	if err != nil {
-		return s, fmt.Errorf("-address %q: %w", address, err)
+		return s, usageError{fmt.Errorf("-address %q: %w", address, err)}
 	}
 	s.address = uint16(n)
 	if (s.i2c == "") == (s.software == "") || flags.NArg() > 0 {
-		return s, errors.New("need either -i2c or -software; -help says more")
+		return s, usageError{errors.New("need either -i2c or -software, and no other arguments")}
 	}
 	return s, nil
 }
 
 func (p *program) run(ctx context.Context, args []string) error {
 	s, err := p.parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

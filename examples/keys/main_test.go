@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -96,10 +97,49 @@ func TestSoftware(t *testing.T) {
 	}
 }
 
+// A command line that cannot be obeyed is said once, on stderr.
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{}, {"-i2c", "a", "-software", "b"}, {"-i2c", "a", "more"}, {"-i2c", "a", "-address", "x"}} {
-		if out, err := on(t, nil, "", args...); err == nil {
-			t.Errorf("%q: no error\n%s", args, out)
+	for _, args := range [][]string{
+		{}, {"-i2c", "a", "-software", "b"}, {"-i2c", "a", "more"}, {"-i2c", "a", "-address", "x"}, {"-unknown"},
+	} {
+		out, err := on(t, nil, "", args...)
+		var stderr strings.Builder
+		if code := new(program).exit(err, &stderr); code != 2 {
+			t.Errorf("%q: exit code %d, want 2", args, code)
 		}
+		if out != "" {
+			t.Errorf("%q: %q on stdout, want nothing", args, out)
+		}
+		if lines := strings.Count(stderr.String(), "\n"); lines != 2 {
+			t.Errorf("%q: %d lines on stderr, want 2:\n%s", args, lines, &stderr)
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	out, err := on(t, nil, "", "-h")
+	var stderr strings.Builder
+	if code := new(program).exit(err, &stderr); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	if stderr.Len() > 0 {
+		t.Errorf("%q on stderr, want nothing", &stderr)
+	}
+	for _, part := range []string{"Usage: keys -i2c BUS", "-software directory", "-provision"} {
+		if !strings.Contains(out, part) {
+			t.Errorf("no %q in:\n%s", part, out)
+		}
+	}
+}
+
+func TestHelpOnAFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err) // no Linux
+	}
+	defer full.Close()
+	p := program{out: full}
+	if code := p.exit(p.run(t.Context(), []string{"-h"}), io.Discard); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
 	}
 }
