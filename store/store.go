@@ -20,7 +20,7 @@ import (
 // (see [CheckName]); other names are refused with fs.ErrInvalid. A record has at
 // most [MaxSize] bytes. A call whose context has ended returns the context's error
 // and changes nothing.
-// Implementations are safe for concurrent use.
+// Implementations are safe for concurrent use. Package storetest checks one.
 type Store interface {
 	// Get returns a copy of the record. An absent record is fs.ErrNotExist.
 	Get(ctx context.Context, name string) ([]byte, error)

@@ -43,6 +43,29 @@ func (c *checker) checkHandles(role keystore.Role, ks keystore.KeyStore) {
 	runtime.KeepAlive(held)
 }
 
+// checkOpens opens and closes the store many times: a device opens it at each
+// start, but a program that restarts its part of the device does so for as long as
+// it runs.
+func (c *checker) checkOpens() {
+	const opens, tolerance = 64, 16
+	c.close()
+	goroutines, descriptors := runtime.NumGoroutine(), openDescriptors()
+	for range opens {
+		if c.open() == nil {
+			return
+		}
+		c.close()
+	}
+	if more := openDescriptors() - descriptors; more > tolerance {
+		c.found("%d times opened and closed, the store left %d file descriptors open; contract: Close lets go of everything", opens, more)
+	}
+	if now := runtime.NumGoroutine(); now > goroutines+tolerance {
+		if more := c.settle(goroutines+tolerance) - goroutines; more > tolerance {
+			c.found("%d times opened and closed, the store left %d goroutines running; contract: Close lets go of everything", opens, more)
+		}
+	}
+}
+
 // openDescriptors counts the process's file descriptors; 0 where the system does
 // not tell.
 func openDescriptors() int {

@@ -23,9 +23,9 @@ import (
 // Test checks a key store and returns nil, or all findings joined into one error
 // (see [errors.Join]), each saying what broke and what the contract is.
 //
-// It calls open several times, at times for two stores at once. All of them must
-// give access to the same keys, as after a restart. A store that is an io.Closer
-// is closed when Test is done with it.
+// It calls open some seventy times, at times for two stores at once. All of them
+// must give access to the same keys, as after a restart. A store that is an
+// io.Closer is closed when Test is done with it; one that is not holds nothing.
 //
 // A store may be read-only, hold one key for both roles, restrict its signers
 // ([keystore.Restricted]), and hold ECDSA, RSA or Ed25519 keys. At least one key
@@ -144,6 +144,7 @@ func (c *checker) run() {
 		c.checkBoth(first)
 	}
 	c.checkRestart(keys)
+	c.checkOpens()
 }
 
 // checkKey checks a key that is there.

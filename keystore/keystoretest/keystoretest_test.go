@@ -32,7 +32,8 @@ type chip struct {
 	used    int        // handles
 	files   []*os.File // descriptors that the fault "leaks descriptors" holds
 	opens   int
-	slot    *signer // the key opened last, which the fault "signs with the key opened last" uses
+	end     chan struct{} // ends the goroutines of the fault "leaks a goroutine at each open"
+	slot    *signer       // the key opened last, which the fault "signs with the key opened last" uses
 }
 
 func (c *chip) open(context.Context) (keystore.KeyStore, error) {
@@ -42,6 +43,12 @@ func (c *chip) open(context.Context) (keystore.KeyStore, error) {
 	switch {
 	case c.fault == "opens once" && c.opens > 1:
 		return nil, errors.New("device busy")
+	case c.fault == "leaks a descriptor at each open":
+		if f, err := os.Open(os.DevNull); err == nil {
+			c.files = append(c.files, f)
+		}
+	case c.fault == "leaks a goroutine at each open":
+		go func() { <-c.end }()
 	case c.fault == "opens nothing":
 		return nil, nil
 	case c.fault == "forgets":
@@ -301,7 +308,7 @@ func always(ks keystore.KeyStore) func(context.Context) (keystore.KeyStore, erro
 }
 
 func newChip(fault string) *chip {
-	return &chip{fault: fault, keys: make(map[keystore.Role]*signer)}
+	return &chip{fault: fault, keys: make(map[keystore.Role]*signer), end: make(chan struct{})}
 }
 
 func newECDSA(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
@@ -360,43 +367,46 @@ func TestGoodStores(t *testing.T) {
 // Every broken store is caught, and a finding names what is broken.
 func TestBrokenStores(t *testing.T) {
 	for fault, want := range map[string]string{
-		"accepts any digest":             "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
-		"another public key":             "Public() returns another key",
-		"changes its key when it signs":  "signing changed the public key",
-		"changes the digest":             "signing changed the caller's digest",
-		"cuts the digest":                "ecdsa_secp384r1_sha384: the signature of",
-		"exposes":                        "exposes the private key",
-		"exposes by a method":            "exposes the private key",
-		"fails to close":                 "Close: bus error",
-		"forgets":                        "after reopening the store Signer fails",
-		"generates at times":             "that makes keys, then a",
-		"hangs":                          "Signer with a cancelled context: the call does not return",
-		"keeps a cancelled key":          "after Generate failed with its context's error Signer gives: no error",
-		"leaks descriptors":              "file descriptors open; contract: a signer needs no closing",
-		"leaks goroutines":               "goroutines running; contract: a signer needs no closing",
-		"leaks handles":                  "of 256: out of handles; contract: a signer needs no closing",
-		"makes a cancelled key later":    "after Generate failed with its context's error Signer gives: no error",
-		"mixes digests":                  "concurrent signing with ecdsa_secp256r1_sha256: the signature of",
-		"nil public key":                 "Public() is nil",
-		"nil when absent":                "Signer returned no signer and no error",
-		"one key twice":                  "Generate made the key that esk has",
-		"opens nothing":                  "open: no store and no error",
-		"opens once":                     "open: device busy",
-		"overwrites":                     "Generate on an existing key: no error",
-		"panics":                         "panicked: index out of range",
-		"panics on Public":               "Public panicked: not cached",
-		"panics on a short digest":       "signing a digest of 0 bytes with ecdsa_secp256r1_sha256 panicked",
-		"races":                          "made a key; contract: exactly one",
-		"returns another key":            "after Generate the public key has changed",
-		"says not found when cancelled":  "Signer with a cancelled context: file does not exist",
-		"signs with the key opened last": "esk: signing in turn with the other key",
-		"unusable public key":            "Public() is no usable key",
-		"wrong key":                      "the signature of",
-		"wrong sentinel when absent":     "Signer: slot is empty; contract: an absent key is fs.ErrNotExist",
-		"wrong sentinel when there":      "Generate on an existing key: slot is locked",
+		"accepts any digest":              "signing a digest of 31 bytes with ecdsa_secp256r1_sha256 returns a signature",
+		"another public key":              "Public() returns another key",
+		"changes its key when it signs":   "signing changed the public key",
+		"changes the digest":              "signing changed the caller's digest",
+		"cuts the digest":                 "ecdsa_secp384r1_sha384: the signature of",
+		"exposes":                         "exposes the private key",
+		"exposes by a method":             "exposes the private key",
+		"fails to close":                  "Close: bus error",
+		"forgets":                         "after reopening the store Signer fails",
+		"generates at times":              "that makes keys, then a",
+		"hangs":                           "Signer with a cancelled context: the call does not return",
+		"keeps a cancelled key":           "after Generate failed with its context's error Signer gives: no error",
+		"leaks a descriptor at each open": "file descriptors open; contract: Close lets go",
+		"leaks a goroutine at each open":  "goroutines running; contract: Close lets go",
+		"leaks descriptors":               "file descriptors open; contract: a signer needs no closing",
+		"leaks goroutines":                "goroutines running; contract: a signer needs no closing",
+		"leaks handles":                   "of 256: out of handles; contract: a signer needs no closing",
+		"makes a cancelled key later":     "after Generate failed with its context's error Signer gives: no error",
+		"mixes digests":                   "concurrent signing with ecdsa_secp256r1_sha256: the signature of",
+		"nil public key":                  "Public() is nil",
+		"nil when absent":                 "Signer returned no signer and no error",
+		"one key twice":                   "Generate made the key that esk has",
+		"opens nothing":                   "open: no store and no error",
+		"opens once":                      "open: device busy",
+		"overwrites":                      "Generate on an existing key: no error",
+		"panics":                          "panicked: index out of range",
+		"panics on Public":                "Public panicked: not cached",
+		"panics on a short digest":        "signing a digest of 0 bytes with ecdsa_secp256r1_sha256 panicked",
+		"races":                           "made a key; contract: exactly one",
+		"returns another key":             "after Generate the public key has changed",
+		"says not found when cancelled":   "Signer with a cancelled context: file does not exist",
+		"signs with the key opened last":  "esk: signing in turn with the other key",
+		"unusable public key":             "Public() is no usable key",
+		"wrong key":                       "the signature of",
+		"wrong sentinel when absent":      "Signer: slot is empty; contract: an absent key is fs.ErrNotExist",
+		"wrong sentinel when there":       "Generate on an existing key: slot is locked",
 	} {
 		t.Run(fault, func(t *testing.T) {
 			c := newChip(fault)
+			defer close(c.end)
 			defer func() {
 				for _, f := range c.files {
 					f.Close()
