@@ -26,10 +26,14 @@ const (
 	temporaryLifetime = 24 * time.Hour
 )
 
+// rootName is the subject of each of the instance's roots. Their keys tell them apart.
+const rootName = "quarklinktest instance root"
+
 // pki is the keys and certificates of an instance.
 type pki struct {
 	root        *authority // of the server certificate: what devices pin
 	server      tls.Certificate
+	nextRoot    *authority // takes the place of root; nil: none was asked for
 	names       []string   // for which server is valid, beside the usual ones
 	issuingRoot *authority // above issuing
 	issuing     *authority // issues device certificates
@@ -46,7 +50,7 @@ func newPKI(now time.Time) (*pki, error) {
 		name   string
 		parent **authority
 	}{
-		{&p.root, "quarklinktest instance root", nil},
+		{&p.root, rootName, nil},
 		{&p.issuingRoot, "quarklinktest issuing root", nil},
 		{&p.issuing, "quarklinktest issuing", &p.issuingRoot},
 		{&p.temporary, "quarklinktest temporary", nil},
@@ -130,7 +134,7 @@ func (s *Server) HubCertificate(names ...string) (tls.Certificate, error) {
 	if len(names) == 0 {
 		return tls.Certificate{}, errors.New("quarklinktest: a hub certificate without a name")
 	}
-	cert, err := s.pki.root.issueServer(s.now(), names)
+	cert, err := s.pki().root.issueServer(s.now(), names)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("quarklinktest: hub certificate: %w", err)
 	}
@@ -154,7 +158,7 @@ func (s *Server) RevocationList() ([]byte, error) {
 				x509.RevocationListEntry{SerialNumber: i.cert.SerialNumber, RevocationTime: now})
 		}
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, template, s.pki.issuing.cert, s.pki.issuing.key)
+	der, err := x509.CreateRevocationList(rand.Reader, template, s.pki().issuing.cert, s.pki().issuing.key)
 	if err != nil {
 		return nil, fmt.Errorf("quarklinktest: revocation list: %w", err)
 	}

@@ -60,7 +60,7 @@ func (s *Server) connection(p Policy) api.Connection {
 // pemOf returns the roots as PEM text; the instance's own if there are none.
 func (s *Server) pemOf(roots []*x509.Certificate) string {
 	if len(roots) == 0 {
-		roots = []*x509.Certificate{s.pki.root.cert}
+		roots = []*x509.Certificate{s.pki().root.cert}
 	}
 	var text []byte
 	for _, root := range roots {

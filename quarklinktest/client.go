@@ -21,7 +21,7 @@ import (
 func (s *Server) Config(keys keystore.KeyStore) quarklink.Config {
 	i := s.Instance()
 	cfg := quarklink.Config{KeyStore: keys, Instance: &i, Now: s.now}
-	if s.tls.MaxVersion == tls.VersionTLS12 {
+	if s.tls.Load().MaxVersion == tls.VersionTLS12 {
 		cfg.MinTLS = tls.VersionTLS12
 	}
 	if s.listener == nil {

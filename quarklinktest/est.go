@@ -34,7 +34,7 @@ func (s *Server) answerTemporary(q *request) (*answer, error) {
 		return nil, refuse(http.StatusBadRequest, ProblemBadCSR, "a temporary certificate is over the enrolment key and no other")
 	}
 	from := s.now().Add(-backdated)
-	cert, err := s.pki.temporary.issueClient(csr.PublicKey, string(q.device.id), from, from.Add(temporaryLifetime))
+	cert, err := s.pki().temporary.issueClient(csr.PublicKey, string(q.device.id), from, from.Add(temporaryLifetime))
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (s *Server) certify(q *request, csr *x509.CertificateRequest, renews [32]by
 	if lifetime == 0 {
 		lifetime = defaultLifetime
 	}
-	cert, err := s.pki.issuing.issueClient(csr.PublicKey, string(d.id), now.Add(-backdated), now.Add(lifetime))
+	cert, err := s.pki().issuing.issueClient(csr.PublicKey, string(d.id), now.Add(-backdated), now.Add(lifetime))
 	if err != nil {
 		return nil, err
 	}

@@ -220,7 +220,7 @@ func Reissue(change func(*x509.Certificate)) Fault {
 				again = append(again, made[digest])
 				continue
 			}
-			issuer, err := s.pki.issuerOf(cert)
+			issuer, err := s.pki().issuerOf(cert)
 			if err != nil {
 				return nil, err
 			}
@@ -258,19 +258,19 @@ func forgeKey(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := s.pki.issuing.issueClient(key.Public(), right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
+	cert, err := s.pki().issuing.issueClient(key.Public(), right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
 	return []*x509.Certificate{cert}, err
 }
 
 func forgeTwo(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
-	return []*x509.Certificate{right[0], s.pki.issuing.cert}, nil
+	return []*x509.Certificate{right[0], s.pki().issuing.cert}, nil
 }
 
 func forgeIssuer(s *Server, right []*x509.Certificate) ([]*x509.Certificate, error) {
 	if right[0].IsCA {
-		return []*x509.Certificate{s.pki.foreign.cert}, nil
+		return []*x509.Certificate{s.pki().foreign.cert}, nil
 	}
-	cert, err := s.pki.foreign.issueClient(right[0].PublicKey, right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
+	cert, err := s.pki().foreign.issueClient(right[0].PublicKey, right[0].Subject.CommonName, right[0].NotBefore, right[0].NotAfter)
 	return []*x509.Certificate{cert}, err
 }
 

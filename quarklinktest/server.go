@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quarklink-go/quarklink"
@@ -83,9 +84,10 @@ type Options struct {
 type Server struct {
 	now func() time.Time
 	log *slog.Logger
-	pki *pki
+	// The keys and certificates, and what presents them. ChangeRoot replaces them.
+	keys atomic.Pointer[pki]
+	tls  atomic.Pointer[tls.Config]
 
-	tls        *tls.Config
 	http       *http.Server
 	listener   net.Listener  // nil in memory
 	handshaken chan net.Conn // to http
@@ -141,7 +143,7 @@ func NewServer(o Options) (*Server, error) {
 		s.journal.close()
 		return nil, fmt.Errorf("quarklinktest: %w", err)
 	}
-	s.tls = s.tlsConfig(o)
+	s.tls.Store(s.tlsConfig(o))
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -193,17 +195,19 @@ func (s *Server) begin(o Options) error {
 	if err != nil {
 		return err
 	}
-	if s.pki == nil {
-		s.pki, err = newPKI(s.now())
+	if s.pki() == nil {
+		var p *pki
+		p, err = newPKI(s.now())
+		s.keys.Store(p)
 	}
 	if err == nil {
-		err = s.pki.makeServer(s.now(), o.Names)
+		err = s.pki().makeServer(s.now(), o.Names)
 	}
 	if err == nil {
 		err = s.listen(o, port)
 	}
 	if err == nil && o.State != "" {
-		err = s.saveInstance(o.State)
+		err = s.saveInstance(o.State, s.pki())
 	}
 	return err
 }
@@ -226,7 +230,7 @@ func (s *Server) listen(o Options, port uint16) (err error) {
 
 func (s *Server) tlsConfig(o Options) *tls.Config {
 	cfg := &tls.Config{
-		Certificates: []tls.Certificate{s.pki.server},
+		Certificates: []tls.Certificate{s.pki().server},
 		Time:         s.now,
 		MinVersion:   tls.VersionTLS13,
 		CurvePreferences: []tls.CurveID{
@@ -251,7 +255,7 @@ func (s *Server) tlsConfig(o Options) *tls.Config {
 // the address that the Server listens on; [HostName] if it listens nowhere, and
 // 127.0.0.1 if it listens on every address.
 func (s *Server) Instance() quarklink.Instance {
-	i := quarklink.Instance{Endpoint: HostName, Port: quarklink.DefaultPort, Root: s.pki.root.cert}
+	i := quarklink.Instance{Endpoint: HostName, Port: quarklink.DefaultPort, Root: s.pki().root.cert}
 	if s.listener != nil {
 		i.Endpoint = "127.0.0.1"
 		if addr, ok := s.listener.Addr().(*net.TCPAddr); ok {
@@ -261,17 +265,19 @@ func (s *Server) Instance() quarklink.Instance {
 			}
 		}
 	}
-	if len(s.pki.names) > 0 {
-		i.Endpoint = s.pki.names[0]
+	if len(s.pki().names) > 0 {
+		i.Endpoint = s.pki().names[0]
 	}
 	return i
 }
+
+func (s *Server) pki() *pki { return s.keys.Load() }
 
 // IssuingCertificates returns what the Server answers to cacerts: the
 // intermediate that issues device certificates, and its root. An IoT hub that
 // takes devices of this Server trusts them.
 func (s *Server) IssuingCertificates() []*x509.Certificate {
-	return []*x509.Certificate{s.pki.issuing.cert, s.pki.issuingRoot.cert}
+	return []*x509.Certificate{s.pki().issuing.cert, s.pki().issuingRoot.cert}
 }
 
 // Stats returns the counters as they are now. Its map is the caller's. A

@@ -16,7 +16,8 @@ import (
 type snapshot struct {
 	Authorities []identity       `json:"authorities"` // in the order of pki.authorities
 	Server      identity         `json:"server"`
-	Port        uint16           `json:"port,omitempty"` // 0: it listened nowhere
+	NextRoot    *identity        `json:"nextRoot,omitempty"` // see Server.NextRoot
+	Port        uint16           `json:"port,omitempty"`     // 0: it listened nowhere
 	Devices     []deviceSnapshot `json:"devices,omitempty"`
 }
 
@@ -57,7 +58,7 @@ func (p *pki) authorities() []**authority {
 // firmware, faults, counters and temporary certificates are not in it:
 // Options.State keeps the first two as well.
 func (s *Server) Snapshot() ([]byte, error) {
-	snap, err := s.instanceSnapshot()
+	snap, err := s.instanceSnapshot(s.pki())
 	if err != nil {
 		return nil, err
 	}
@@ -70,9 +71,9 @@ func (s *Server) Snapshot() ([]byte, error) {
 }
 
 // instanceSnapshot is a snapshot without devices.
-func (s *Server) instanceSnapshot() (*snapshot, error) {
+func (s *Server) instanceSnapshot(p *pki) (*snapshot, error) {
 	snap := new(snapshot)
-	for _, a := range s.pki.authorities() {
+	for _, a := range p.authorities() {
 		id, err := identityOf((*a).cert, (*a).key)
 		if err != nil {
 			return nil, err
@@ -80,8 +81,15 @@ func (s *Server) instanceSnapshot() (*snapshot, error) {
 		snap.Authorities = append(snap.Authorities, id)
 	}
 	var err error
-	if snap.Server, err = identityOf(s.pki.server.Leaf, s.pki.server.PrivateKey); err != nil {
+	if snap.Server, err = identityOf(p.server.Leaf, p.server.PrivateKey); err != nil {
 		return nil, err
+	}
+	if p.nextRoot != nil {
+		next, err := identityOf(p.nextRoot.cert, p.nextRoot.key)
+		if err != nil {
+			return nil, err
+		}
+		snap.NextRoot = &next
 	}
 	if s.listener != nil {
 		snap.Port = s.Instance().Port
@@ -147,8 +155,8 @@ func (s *Server) restore(data []byte) (port uint16, err error) {
 }
 
 func (s *Server) restoreInstance(snap *snapshot) error {
-	s.pki = new(pki)
-	all := s.pki.authorities()
+	p := new(pki)
+	all := p.authorities()
 	if len(snap.Authorities) != len(all) {
 		return fmt.Errorf("%d authorities instead of %d", len(snap.Authorities), len(all))
 	}
@@ -162,7 +170,13 @@ func (s *Server) restoreInstance(snap *snapshot) error {
 	if err != nil {
 		return err
 	}
-	s.pki.server = tls.Certificate{Certificate: [][]byte{server.cert.Raw}, PrivateKey: server.key, Leaf: server.cert}
+	p.server = tls.Certificate{Certificate: [][]byte{server.cert.Raw}, PrivateKey: server.key, Leaf: server.cert}
+	if snap.NextRoot != nil {
+		if p.nextRoot, err = snap.NextRoot.authority(); err != nil {
+			return err
+		}
+	}
+	s.keys.Store(p)
 	return nil
 }
 

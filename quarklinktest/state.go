@@ -328,8 +328,8 @@ func (s *Server) compact(dir string) error {
 }
 
 // saveInstance keeps the keys, the certificates and the port.
-func (s *Server) saveInstance(dir string) error {
-	snap, err := s.instanceSnapshot()
+func (s *Server) saveInstance(dir string, p *pki) error {
+	snap, err := s.instanceSnapshot(p)
 	if err != nil {
 		return err
 	}

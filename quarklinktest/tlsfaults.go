@@ -62,10 +62,10 @@ func (s *Server) troubledTLS(c *conn) (*tls.Config, bool) {
 	if trouble.cutAfter > 0 {
 		c.Conn = &cutting{c.Conn, trouble.cutAfter}
 	}
-	cfg := s.tls
+	cfg := s.tls.Load()
 	if trouble.certificate {
 		cfg = cfg.Clone()
-		cfg.Certificates = []tls.Certificate{s.pki.foreignServer}
+		cfg.Certificates = []tls.Certificate{s.pki().foreignServer}
 	}
 	return cfg, true
 }
