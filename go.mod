@@ -10,7 +10,10 @@ require (
 	golang.org/x/crypto v0.55.0
 )
 
-require pgregory.net/rapid v1.3.0
+require (
+	go.bug.st/serial v1.8.0
+	pgregory.net/rapid v1.3.0
+)
 
 require golang.org/x/sys v0.47.0 // indirect
 
