@@ -63,6 +63,7 @@ func (c *Client) Provision(ctx context.Context, port uart.Port, o ProvisionOptio
 		if port == nil {
 			return withCode(CodeInvalidParameter, errors.New("the port is nil"))
 		}
+		c.closeSession() // the port may be the one under a uart.Tunnel
 		tool := &uart.Device{Port: port, Timeout: o.Timeout, Tries: o.Tries, CheckRoot: checkRootDER}
 		if !o.NoNetwork {
 			var err error

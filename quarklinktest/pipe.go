@@ -18,7 +18,8 @@ const pipeBuffer = 64 << 10
 // TCP connection does: after one end is closed the other reads what was sent
 // before, then io.EOF, and its writes fail with io.ErrClosedPipe. What an end
 // does after it was closed itself is net.ErrClosed. A deadline that passes is
-// os.ErrDeadlineExceeded. Errors other than io.EOF come in a *net.OpError.
+// os.ErrDeadlineExceeded. Errors other than io.EOF come in a *net.OpError. Each
+// end also has CloseWrite() error, which closes one direction.
 //
 // Both ends are safe for concurrent use; a Write is not torn apart by others.
 // Under testing/synctest a goroutine that waits here is durably blocked.
@@ -42,6 +43,12 @@ func (p *pipe) Write(b []byte) (int, error) {
 
 func (p *pipe) Close() error {
 	p.in.closeReader()
+	p.out.closeWriter()
+	return nil
+}
+
+// CloseWrite ends what this end writes, as of a TCP connection; it goes on to read.
+func (p *pipe) CloseWrite() error {
 	p.out.closeWriter()
 	return nil
 }

@@ -2,6 +2,7 @@ package quarklinktest
 
 import (
 	"context"
+	"crypto/rand"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/transport/uart"
@@ -10,7 +11,7 @@ import (
 // NewTool returns a provisioning tool that gives devices the Server's instance
 // and the Wi-Fi (one without an SSID is refused to them), and adds each device
 // that sends its DeviceID to the batch. A device that cannot be added is told
-// "ERROR refused".
+// "ERROR refused". A device that asks for a tunnel is carried to the Server.
 //
 // Its Serve answers one device at one port, one end of a [Pipe] for example; it
 // may run for several at a time. The fields of the tool can be changed before.
@@ -21,7 +22,9 @@ func NewTool(s *Server, batch string, wifi quarklink.Network) *uart.Tool {
 		Port:     i.Port,
 		RootCA:   i.Root.Raw,
 		SSID:     wifi.SSID,
-		Password: string(wifi.Password),
+		Password: uart.Secret(wifi.Password),
+		Instance: s.Carrier(),
+		Random:   rand.Reader,
 		OnDeviceID: func(_ context.Context, id string) error {
 			return s.AddDevices(batch, quarklink.DeviceID(id))
 		},

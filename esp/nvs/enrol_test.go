@@ -19,6 +19,7 @@ import (
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
+	"github.com/quarklink-go/quarklink/transport"
 )
 
 var (
@@ -36,6 +37,12 @@ func partitionKeys(t testing.TB) *nvs.Keys {
 
 // enrol starts a device whose keys and records are in a partition, and enrols.
 func enrol(ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest.Server) (quarklink.DeviceID, error) {
+	return enrolOver(ctx, t, device, s, s.Carrier())
+}
+
+func enrolOver(
+	ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest.Server, carrier transport.Transport,
+) (quarklink.DeviceID, error) {
 	p, err := nvs.Open(device, nvs.Options{Keys: partitionKeys(t)})
 	if err != nil {
 		return "", err
@@ -51,7 +58,7 @@ func enrol(ctx context.Context, t *testing.T, device flash.NOR, s *quarklinktest
 	if err != nil {
 		return "", err
 	}
-	c, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: ns, Transport: s.Carrier()})
+	c, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: ns, Transport: carrier})
 	if err != nil {
 		return "", err
 	}

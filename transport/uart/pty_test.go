@@ -75,7 +75,7 @@ func TestPTY(t *testing.T) {
 				ids := make(chan string, 100) // on a busy machine the device asks again
 				tool.OnDeviceID = func(_ context.Context, id string) error { ids <- id; return nil }
 				lines := make(chan string, 100)
-				tool.OnLine = func(line []byte) { lines <- string(line) }
+				tool.OnEvent = onConsole(func(line []byte) { lines <- string(line) })
 				stop := serve(t, tool, toolPort)
 
 				if _, err := devicePort.WriteString("I (1) boot: hello\r\n"); err != nil {
@@ -137,11 +137,11 @@ func TestPTYCancel(t *testing.T) {
 	toolPort, devicePort := openPTY(t)
 	setRaw(t, devicePort)
 	ctx, cancel := context.WithCancel(t.Context())
-	stop := serve(t, &Tool{OnLine: func(line []byte) {
+	stop := serve(t, &Tool{OnEvent: onConsole(func(line []byte) {
 		if string(line) == "stop" {
 			cancel()
 		}
-	}, SSID: "Workshop"}, toolPort)
+	}), SSID: "Workshop"}, toolPort)
 	if _, err := devicePort.WriteString("stop\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -1,26 +1,28 @@
 package uart
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"slices"
+	"net"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/quarklink-go/quarklink/transport/uart/tunnel"
 )
 
 // Tool is the answering side: the provisioning tool. It answers any number of
-// devices, each at its own port with a call of [Tool.Serve], and gives them all
-// the same values. A value that is not set is refused ("ERROR refused"), a key
-// that it does not know is "ERROR unsupported".
+// devices, each at its own port with a call of [Tool.Serve]. What it tells them is
+// the same for all, unless Choose decides for each. A value that is not set is
+// refused ("ERROR refused"), a key that it does not know is "ERROR unsupported".
 //
-// Tool is plain data that Serve only reads: copy it to give one port other
-// values or callbacks. It must not be changed while Serve runs.
+// Tool is plain data that Serve only reads. It must not be changed while Serve
+// runs. Its callbacks are called from each Serve, one at a time for each.
 type Tool struct {
 	// Endpoint is the host name of the instance: at most 127 characters, a name
 	// by RFC 1123 or an IPv4 address. "" refuses endpoint and port.
@@ -35,20 +37,41 @@ type Tool struct {
 	// password.
 	SSID string
 	// Password is that network's: 8 to 63 characters, 64 hex digits, or "" for
-	// an open network.
-	Password string
+	// an open network. In the lines of EventConsole it reads [redacted].
+	Password Secret
 
+	// Choose, if not nil, is called when a device asks its first question, and
+	// again for the first question after a DeviceID or a reset, with a copy of
+	// the Tool, in which it can set what this device is to get. An error, or a
+	// value that cannot be sent (see Check), refuses the question.
+	Choose func(ctx context.Context, t *Tool) error
 	// OnDeviceID, if not nil, is called for every DeviceID that a device sends
 	// (64 lower-case hex digits; others are refused without a call). nil makes
 	// the tool answer "OK", an error "ERROR refused". A device that has missed
-	// the answer sends its DeviceID again. ctx is Serve's. Calls come from each
-	// Serve.
+	// the answer sends its DeviceID again.
 	OnDeviceID func(ctx context.Context, id string) error
-	// OnLine, if not nil, gets each line of the device that is not part of a
-	// request, without its end: the device's console. It is raw input of up to
-	// 1024 bytes, longer lines come in pieces: quote it before it goes to a
-	// terminal. It is valid only during the call. Calls come from each Serve.
-	OnLine func(line []byte)
+	// OnEvent, if not nil, is told what happens. It must return soon: the device
+	// waits meanwhile.
+	OnEvent func(Event)
+
+	// Instance, if not nil, carries the streams of devices that ask for a tunnel
+	// ([Tunnel]), such as transport.TCP to Endpoint and Port: it dials the one
+	// peer that it was made for, wherever a device would like to go. nil answers
+	// "ERROR unsupported".
+	Instance Dialer
+	// Random makes the numbers that tell one stream from another, as in [Tunnel].
+	// It is required with Instance, and must be safe for concurrent use if Serve
+	// is, as crypto/rand's Reader is.
+	Random io.Reader
+	// Options choose memory and patience of a tunnel. Zero: 8 KiB, 20 s.
+	Options tunnel.Options
+
+	// Timeout is how long a callback's context lasts, and how long the instance
+	// may take to be reached. 0 means 10 s.
+	Timeout time.Duration
+	// Idle is how long a device may say nothing until Serve returns ErrIdle. 0
+	// means for ever.
+	Idle time.Duration
 
 	// NoTerminator leaves out the "\n" after each reply, for a device that would
 	// take it for a part of the value. An empty password is then no answer.
@@ -59,6 +82,15 @@ type Tool struct {
 	MaxReply int
 }
 
+// Dialer opens a stream to the one peer that it was made for. A
+// transport.Transport is one.
+type Dialer interface {
+	Dial(ctx context.Context) (net.Conn, error)
+}
+
+// ErrIdle means that a device said nothing for as long as [Tool.Idle] allows.
+var ErrIdle = errors.New("the device says nothing")
+
 // Check returns nil if every value that is set can be sent, and otherwise an
 // error that is fs.ErrInvalid: a value that no device would accept, a
 // certificate that does not fit MaxReply, or an SSID or password that the
@@ -68,47 +100,14 @@ func (t *Tool) Check() error {
 	return err
 }
 
-// Serve answers the device at this port until ctx is done or the port fails, and
-// returns the error of that, never nil; io.EOF means that the port was closed at
-// the other end. If Check fails it returns that error and sends nothing. It may
-// be called for several ports at the same time.
-func (t *Tool) Serve(ctx context.Context, port Port) error {
-	replies, err := t.replies()
-	if err != nil {
-		return err
-	}
-	if err := setReadDeadline(port, time.Time{}); err != nil {
-		return fmt.Errorf("uart: %w", err)
-	}
-	release := interrupt(ctx, port)
-	defer release()
-	find := finder{onLine: t.OnLine}
-	chunk := make([]byte, 256)
-	for {
-		n, err := port.Read(chunk)
-		if ctx.Err() != nil {
-			return fmt.Errorf("uart: %w", ctx.Err())
-		}
-		for _, b := range chunk[:n] {
-			key := find.add(b)
-			if key == "" {
-				continue
-			}
-			if err := t.send(ctx, port, t.reply(ctx, replies, key)); err != nil {
-				return fmt.Errorf("uart: answer %s: %w", keyName(key), err)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("uart: read: %w", err)
-		}
-	}
-}
-
 // askedKeys are the keys that a device may ask for.
 var askedKeys = [...]string{KeyEndpoint, KeyPort, KeyRootCA, KeySSID, KeyPassword}
 
 // replies returns the value of each key that is set.
 func (t *Tool) replies() (map[string]string, error) {
+	if t.Instance != nil && t.Random == nil {
+		return nil, fmt.Errorf("uart: a Tool with an Instance needs a Random, such as crypto/rand's Reader: %w", fs.ErrInvalid)
+	}
 	if t.MaxReply < 0 {
 		return nil, fmt.Errorf("uart: MaxReply %d: need 0 or more: %w", t.MaxReply, fs.ErrInvalid)
 	}
@@ -122,7 +121,7 @@ func (t *Tool) replies() (map[string]string, error) {
 	}
 	if t.SSID != "" {
 		replies[KeySSID] = t.SSID
-		replies[KeyPassword] = t.Password
+		replies[KeyPassword] = string(t.Password)
 	} else if t.Password != "" {
 		return nil, fmt.Errorf("uart: Wi-Fi password without an SSID: %w", fs.ErrInvalid)
 	}
@@ -191,98 +190,15 @@ func (t *Tool) ended(value string) string {
 	return value + "\n"
 }
 
-// reply returns the answer to a key.
-func (t *Tool) reply(ctx context.Context, replies map[string]string, key string) string {
-	if id, ok := strings.CutPrefix(key, KeyDeviceID+":"); ok {
-		if checkDeviceID(id) != nil || t.OnDeviceID != nil && t.OnDeviceID(ctx, id) != nil {
-			return replyRefused
-		}
-		return replyOK
-	}
-	if value, ok := replies[key]; ok {
-		return value
-	}
-	if slices.Contains(askedKeys[:], key) {
-		return replyRefused
-	}
-	return replyUnsupported
-}
-
-func (t *Tool) send(ctx context.Context, port Port, value string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if t.ended(value) == "" {
-		return nil
-	}
-	if _, err := port.Write([]byte(t.ended(value))); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return fmt.Errorf("write: %w", err)
-	}
-	return nil
-}
-
 // keyName returns the key for an error message: of a DeviceID only its name.
 func keyName(key string) string {
 	name, _, _ := strings.Cut(key, ":")
 	return strconv.Quote(name)
 }
 
-// finder finds requests in what a device sends: the line after one that ends in
-// the marker. Everything else is the device's console.
-type finder struct {
-	onLine func(line []byte)
-	line   []byte // not whole yet, at most maxLine bytes
-	armed  bool   // the marker has come, its key has not
-}
-
-const (
-	maxLine = 1024 // what finder keeps of a line
-	maxKey  = 128  // what may be a key; the longest that we know has 73 bytes
-)
-
-// add takes one byte and returns the key of the request that it completes, or "".
-func (f *finder) add(b byte) (key string) {
-	if b != '\n' {
-		if len(f.line) == maxLine {
-			// Not a key, but its end may still be a marker.
-			f.show(f.line[:maxLine-len(marker)])
-			f.line = append(f.line[:0], f.line[maxLine-len(marker):]...)
-			f.armed = false
-		}
-		f.line = append(f.line, b)
-		return ""
+func (t *Tool) timeout() time.Duration {
+	if t.Timeout > 0 {
+		return t.Timeout
 	}
-	line := bytes.TrimSuffix(f.line, []byte("\r"))
-	f.line = f.line[:0]
-	if rest, ok := bytes.CutSuffix(line, []byte(marker)); ok {
-		f.show(rest)
-		f.armed = true
-		return ""
-	}
-	if word := bytes.TrimLeft(line, "\x00"); f.armed && isWord(word) {
-		f.armed = false
-		return string(word)
-	}
-	f.show(line) // a console line between marker and key leaves us armed
-	return ""
-}
-
-func (f *finder) show(line []byte) {
-	if f.onLine != nil && len(line) > 0 {
-		f.onLine(line)
-	}
-}
-
-// isWord tells what may be a key, even one that we do not know, from noise: a
-// device whose key was damaged on the wire must ask again, not be turned away.
-func isWord(line []byte) bool {
-	for _, c := range line {
-		if c <= ' ' || c > '~' {
-			return false
-		}
-	}
-	return 0 < len(line) && len(line) <= maxKey
+	return 10 * time.Second
 }

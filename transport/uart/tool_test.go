@@ -167,13 +167,22 @@ func TestToolOnDeviceID(t *testing.T) {
 	}
 }
 
-func TestToolOnLine(t *testing.T) {
+// onConsole makes an OnEvent of what is to get the lines of the console.
+func onConsole(line func([]byte)) func(Event) {
+	return func(e Event) {
+		if e.Kind == EventConsole {
+			line(e.Line)
+		}
+	}
+}
+
+func TestToolConsole(t *testing.T) {
 	var got []string
 	tool := testTool(t)
-	tool.OnLine = func(line []byte) { got = append(got, string(line)) }
+	tool.OnEvent = onConsole(func(line []byte) { got = append(got, string(line)) })
 	long := strings.Repeat("0123456789", 500)
 	answer(t, tool, "ets Jun\r\n\n\x1b[0;32mI (1) a\x1b[0m\nhalf IEF DATA\n\x00I (2) b\nql_port\n"+long+"\nend\n", 0)
-	want := []string{"ets Jun", "\x1b[0;32mI (1) a\x1b[0m", "half ", "\x00I (2) b"}
+	want := []string{"ets Jun", "\x1b[0;32mI (1) a\x1b[0m", "half ", "I (2) b"}
 	if len(got) < 5 || !slices.Equal(got[:4], want) || got[len(got)-1] != "end" || strings.Join(got[4:len(got)-1], "") != long {
 		t.Errorf("%q", got)
 	}
@@ -300,7 +309,7 @@ func TestToolServesManyDevices(t *testing.T) {
 		var mu sync.Mutex
 		ids := map[string]int{}
 		tool := testTool(t)
-		tool.OnLine = func([]byte) {}
+		tool.OnEvent = func(Event) {}
 		tool.OnDeviceID = func(_ context.Context, id string) error {
 			mu.Lock()
 			defer mu.Unlock()
@@ -366,7 +375,7 @@ func FuzzToolToDevice(f *testing.F) {
 	f.Add("10.0.0.1", uint16(0), 0, " \xffI (", "", true)
 	f.Add("", uint16(0), 2000, "\x1b[0mI (1) ", "\x80\x80\x80\x80\x80\x80\x80\x80", true)
 	f.Fuzz(func(t *testing.T, endpoint string, port uint16, root int, ssid, password string, noTerminator bool) {
-		tool := &Tool{Endpoint: endpoint, Port: port, SSID: ssid, Password: password, NoTerminator: noTerminator, MaxReply: DeviceMaxReply}
+		tool := &Tool{Endpoint: endpoint, Port: port, SSID: ssid, Password: Secret(password), NoTerminator: noTerminator, MaxReply: DeviceMaxReply}
 		if root >= 300 && root < 5000 {
 			tool.RootCA = certOf(t, root)
 		}

@@ -14,6 +14,7 @@ const (
 	KeyRootCA   = "ql_rootCA"     // its root certificate: base64 of PEM text or of DER
 	KeySSID     = "wifi_ssid"     // 1 to 32 bytes
 	KeyPassword = "wifi_password" // empty for an open network, 8 to 63 characters, or 64 hex digits
+	KeyTunnel   = "ql_tunnel"     // asks for a tunnel to the instance, see [Tunnel]; the answer is "OK"
 	KeyDeviceID = "deviceID"      // sent, not asked for: "deviceID:" and 64 lower-case hex digits
 )
 

@@ -230,15 +230,12 @@ func (e *End) Refuse(now time.Duration, reason Reason) {
 }
 
 // Reset ends the stream at once and tells the peer. What the peer has not
-// received by then is lost.
+// received by then is lost. Called again it tells the peer again.
 func (e *End) Reset(now time.Duration, reason Reason) {
-	switch e.state {
-	case stateOpen:
+	if e.state == stateOpen || e.state == stateEnded && e.err == ErrClosed && e.key != 0 {
 		e.owedReset, e.resetKey, e.reset = true, e.key, reason
-		e.end(ErrClosed)
-	case stateOpening:
-		e.end(ErrClosed)
 	}
+	e.end(ErrClosed)
 }
 
 // Drop ends the stream with that error and says nothing to the peer, which has
@@ -350,9 +347,6 @@ func (e *End) Deadline() time.Duration {
 
 // tick does what is due.
 func (e *End) tick(now time.Duration) {
-	if len(e.in) > 0 && e.inText() && now >= e.inAt+textQuiet {
-		e.text()
-	}
 	switch e.state {
 	case stateOpening:
 		if now >= e.heard+e.o.Patience {
@@ -397,6 +391,8 @@ func (e *End) Input(now time.Duration, p []byte) {
 	}
 	if len(p) > 0 {
 		e.inAt = now
+	} else if len(e.in) > 0 && e.inText() && now >= e.inAt+textQuiet {
+		e.text()
 	}
 	e.tick(now)
 }
