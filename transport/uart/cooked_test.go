@@ -32,7 +32,7 @@ func TestCookedTerminal(t *testing.T) {
 func TestSilentLine(t *testing.T) {
 	device, other := openPTY(t)
 	setRaw(t, other)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := (&Device{Port: device}).Endpoint(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
