@@ -107,7 +107,7 @@ func (r *running) tool() *uart.Tool {
 		Port:     r.at.Port,
 		RootCA:   r.at.Root.Raw,
 		SSID:     wifi.SSID,
-		Password: string(wifi.Password),
+		Password: uart.Secret(wifi.Password),
 	}
 }
 
