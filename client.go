@@ -35,6 +35,12 @@ type Config struct {
 	// one, which Provision or SetInstance puts there.
 	Instance *Instance
 	// Store keeps the client's records. Nil: memory only.
+	//
+	// Processes may share one, such as an agent that enrols and an application
+	// that talks to the hub: what one enrols or forgets the others see at their
+	// next call, and at the next handshake with the hub. The instance and the
+	// network are read by New alone. Let one process enrol: of two at the same
+	// time each may be issued a certificate, and the last to be stored counts.
 	Store store.Store
 	// Transport carries the stream to the instance. Nil: TCP. Over a plain
 	// Transport the client runs TLS, pinned to the instance's roots; a

@@ -148,8 +148,10 @@ func (c *Client) useInstance() (Instance, error) {
 }
 
 // SetInstance stores another instance and uses it from now on. Keys, network
-// and enrolment stay as they are. An instance without an endpoint or a root, or
-// with a damaged root, is ErrInvalidParameter, and so is any when
+// and enrolment stay as they are; but an enrolment belongs to the instance that
+// issued it (see Client.Enrolment), so that a device that moves has none until
+// it has enrolled again, or has moved back. An instance without an endpoint or a
+// root, or with a damaged root, is ErrInvalidParameter, and so is any when
 // Config.Transport is an Authenticator, whose trust could not follow.
 func (c *Client) SetInstance(ctx context.Context, i Instance) error {
 	return c.run(ctx, "set instance", func(ctx context.Context) error { return c.setInstance(ctx, i) })

@@ -35,8 +35,7 @@ func (s *Store) Stage(ctx context.Context, role keystore.Role) (crypto.Signer, e
 
 // Commit makes the staged key the device key. See [keystore.Rotator]. A staged
 // key that does not open, because it is damaged or the secret is wrong, takes
-// nobody's place. Another Store on the same records goes on with the old key, if
-// it has opened that already.
+// nobody's place.
 func (s *Store) Commit(ctx context.Context, role keystore.Role) error {
 	return s.rotate(ctx, "commit", role, func() error { return s.commit(ctx) })
 }
@@ -84,26 +83,21 @@ func (s *Store) stage(ctx context.Context) (crypto.Signer, error) {
 func (s *Store) commit(ctx context.Context) error {
 	key, err := s.open(ctx, staged)
 	if errors.Is(err, fs.ErrNotExist) {
-		delete(s.signers, keystore.Device) // perhaps another process has committed it
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	from, to := recordName(staged), recordName(keystore.Device)
-	record, err := s.records.Get(ctx, from)
+	_, payload, err := store.DecodeRecord(from, s.signers[staged].record)
 	if err != nil {
 		return err
 	}
-	_, payload, err := store.DecodeRecord(from, record)
-	if err != nil {
+	record := store.EncodeRecord(to, recordVersion, payload)
+	if err := s.records.Put(ctx, to, record); err != nil {
 		return err
 	}
-	delete(s.signers, keystore.Device) // whatever becomes of the write
-	if err := s.records.Put(ctx, to, store.EncodeRecord(to, recordVersion, payload)); err != nil {
-		return err
-	}
-	s.signers[keystore.Device] = key
+	s.signers[keystore.Device] = opened{key, record}
 	return s.discard(ctx)
 }
 

@@ -150,8 +150,8 @@ func TestCommitWithAnotherSecret(t *testing.T) {
 	assert.Equal(t, fingerprint(t, next), fingerprint(t, again))
 }
 
-// TestCommittedElsewhere: a Store that repeats what another has done has the new
-// key too.
+// TestCommittedElsewhere: a Store has the key that another process has committed,
+// and keeps its own if the record is merely gone or damaged.
 func TestCommittedElsewhere(t *testing.T) {
 	ctx, records := t.Context(), new(store.Mem)
 	here := open(t, records, options(software.P256, strong))
@@ -160,10 +160,31 @@ func TestCommittedElsewhere(t *testing.T) {
 	next, err := there.Stage(ctx, keystore.Device)
 	require.NoError(t, err)
 	require.NoError(t, there.Commit(ctx, keystore.Device))
-	require.NoError(t, here.Commit(ctx, keystore.Device))
-	dsk, err := here.Signer(ctx, keystore.Device)
+	for _, spoil := range []func(){
+		func() {},
+		func() { damage(t, records, "key-dsk") },
+		func() { require.NoError(t, records.Delete(ctx, "key-dsk")) },
+	} {
+		spoil()
+		dsk, err := here.Signer(ctx, keystore.Device)
+		require.NoError(t, err)
+		assert.Equal(t, fingerprint(t, next), fingerprint(t, dsk))
+	}
+}
+
+// TestIdentityIsNotReplaced: the enrolment key that was opened stays, also if its
+// record is another's.
+func TestIdentityIsNotReplaced(t *testing.T) {
+	ctx, records, other := t.Context(), new(store.Mem), new(store.Mem)
+	s := open(t, records, options(software.P256, strong))
+	identity := fingerprint(t, generate(t, s, keystore.Enrolment))
+	generate(t, open(t, other, options(software.P256, strong)), keystore.Enrolment)
+	data, err := other.Get(ctx, "key-esk")
 	require.NoError(t, err)
-	assert.Equal(t, fingerprint(t, next), fingerprint(t, dsk))
+	require.NoError(t, records.Put(ctx, "key-esk", data))
+	esk, err := s.Signer(ctx, keystore.Enrolment)
+	require.NoError(t, err)
+	assert.Equal(t, identity, fingerprint(t, esk))
 }
 
 // unsure writes, and says that it failed.

@@ -101,14 +101,15 @@ const (
 // identity.
 //
 // Opening a key is slow, as PBKDF2 is meant to be. Therefore an opened key stays
-// in memory, decrypted, as long as the Store; a record that is deleted or
-// replaced behind its back is noticed by the next Store.
+// in memory, decrypted, as long as the Store, whatever becomes of its record
+// behind its back. Only a device key for which another process has committed
+// another gives way to that at the next call of Signer.
 type Store struct {
 	records store.Creator
 	opts    Options
 
 	turn    chan struct{} // holds one token; who takes it owns what follows
-	signers map[keystore.Role]*signer
+	signers map[keystore.Role]opened
 	busy    chan struct{} // closed when the work ends that a cancelled call left behind; nil if none did
 	spare   crypto.Signer // made but not stored yet, for the next call; not to be looked at while busy
 }
@@ -134,7 +135,7 @@ func New(st store.Creator, opts Options) (*Store, error) {
 		records: st,
 		opts:    opts,
 		turn:    make(chan struct{}, 1),
-		signers: make(map[keystore.Role]*signer),
+		signers: make(map[keystore.Role]opened),
 	}, nil
 }
 
@@ -203,8 +204,8 @@ func (s *Store) take(ctx context.Context) (done func(), err error) {
 }
 
 func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
-	if signer, ok := s.signers[role]; ok {
-		return signer, nil
+	if known, ok := s.signers[role]; ok && !s.replaced(ctx, role, known.record) {
+		return known.signer, nil
 	}
 	name := recordName(role)
 	record, err := s.records.Get(ctx, name)
@@ -229,7 +230,21 @@ func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record %q: %w", name, err)
 	}
-	return s.keep(role, key), nil
+	return s.keep(role, key, record), nil
+}
+
+// replaced reports whether a role has another key by now. The identity never
+// has, and a record that is gone or damaged is no other key.
+func (s *Store) replaced(ctx context.Context, role keystore.Role, opened []byte) bool {
+	if role == keystore.Enrolment {
+		return false
+	}
+	record, err := s.records.Get(ctx, recordName(role))
+	if err != nil || bytes.Equal(record, opened) {
+		return false
+	}
+	_, err = parseRecord(recordName(role), record)
+	return err == nil
 }
 
 func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, error) {
@@ -300,7 +315,7 @@ func (s *Store) create(ctx context.Context, role keystore.Role) (*signer, error)
 	if err := s.records.Create(ctx, name, record); err != nil {
 		return nil, err
 	}
-	return s.keep(role, key), nil
+	return s.keep(role, key, record), nil
 }
 
 // newKey makes a key, or takes one that was made for an earlier call.
@@ -317,9 +332,15 @@ func (s *Store) newKey(ctx context.Context) (crypto.Signer, error) {
 	})
 }
 
-func (s *Store) keep(role keystore.Role, key crypto.Signer) *signer {
-	s.signers[role] = &signer{key}
-	return s.signers[role]
+// opened is a key and the record that it came from.
+type opened struct {
+	signer *signer
+	record []byte
+}
+
+func (s *Store) keep(role keystore.Role, key crypto.Signer, record []byte) *signer {
+	s.signers[role] = opened{&signer{key}, record}
+	return s.signers[role].signer
 }
 
 // secret returns a copy of the secret, for the caller to wipe.

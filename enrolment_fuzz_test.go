@@ -1,0 +1,53 @@
+package quarklink
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarklink-go/quarklink/store"
+)
+
+// FuzzDecodeEnrolment: whatever a record says, it is refused or read, and what
+// was read is written so that it reads the same.
+func FuzzDecodeEnrolment(f *testing.F) {
+	files, err := filepath.Glob("testdata/records/*/enrolment")
+	require.NoError(f, err)
+	require.NotEmpty(f, files)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		require.NoError(f, err)
+		_, payload, err := store.DecodeRecord("enrolment", data)
+		require.NoError(f, err)
+		f.Add(payload)
+		e, err := decodeEnrolment(payload)
+		require.NoError(f, err)
+		if e.Certificate == nil {
+			continue
+		}
+		c := certified{e.Certificate, e.Chain, e.CACerts}
+		e.accept(certified{e.CACerts[0], e.Chain, e.CACerts}, true)
+		e.instance, e.waiting = &boundInstance{"a.example", [][]byte{make([]byte, 32)}}, []byte{1}
+		f.Add(encodeEnrolment(e))
+		e.next = &certified{c.certificate, nil, nil}
+		f.Add(encodeEnrolment(e))
+		e.noConnection, e.stale = true, true
+		f.Add(encodeEnrolment(e))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		e, err := decodeEnrolment(payload)
+		if err != nil {
+			return
+		}
+		if e.complete() {
+			assert.NotNil(t, e.Certificate)
+		}
+		again, err := decodeEnrolment(encodeEnrolment(e))
+		require.NoError(t, err)
+		assert.Equal(t, encodeEnrolment(e), encodeEnrolment(again))
+		assert.Equal(t, e.Enrolment, again.Enrolment)
+	})
+}
