@@ -172,7 +172,7 @@ func (e *enrolled) accept(c certified, oldServes bool) {
 	switch {
 	case c.certificate.Equal(e.Certificate):
 		e.certify(c)
-	case oldServes && e.complete() && !e.stale:
+	case oldServes && e.complete():
 		e.next = &c
 	default:
 		e.replace(c)
@@ -230,10 +230,6 @@ func (b *boundInstance) same(other *boundInstance) bool {
 	return slices.ContainsFunc(b.roots, func(root []byte) bool {
 		return slices.ContainsFunc(other.roots, func(r []byte) bool { return bytes.Equal(r, root) })
 	})
-}
-
-func (b *boundInstance) equal(other *boundInstance) bool {
-	return b != nil && b.endpoint == other.endpoint && slices.EqualFunc(b.roots, other.roots, bytes.Equal)
 }
 
 // belongsTo reports whether that instance issued it. One that an earlier library
@@ -337,7 +333,7 @@ func (c *Client) bind(ctx context.Context, proven bool) error {
 	if unknown != nil || err != nil || e == nil || !e.belongsTo(i) {
 		return nil // nothing to bind, or nothing to bind it to
 	}
-	if e.instance != nil && !proven || e.instance.equal(boundTo(i)) {
+	if e.instance != nil && !proven {
 		return nil
 	}
 	e.instance = boundTo(i)

@@ -28,11 +28,11 @@ func FuzzDecodeEnrolment(f *testing.F) {
 		if e.Certificate == nil {
 			continue
 		}
-		c := certified{e.Certificate, e.Chain, e.CACerts}
-		e.accept(certified{e.CACerts[0], e.Chain, e.CACerts}, true)
+		c := certified{certificate: e.Certificate, chain: e.Chain, cacerts: e.CACerts}
+		e.accept(certified{certificate: e.CACerts[0], chain: e.Chain, cacerts: e.CACerts}, true)
 		e.instance, e.waiting = &boundInstance{"a.example", [][]byte{make([]byte, 32)}}, []byte{1}
 		f.Add(encodeEnrolment(e))
-		e.next = &certified{c.certificate, nil, nil}
+		e.next = &certified{certificate: c.certificate}
 		f.Add(encodeEnrolment(e))
 		e.noConnection, e.stale = true, true
 		f.Add(encodeEnrolment(e))
@@ -49,5 +49,6 @@ func FuzzDecodeEnrolment(f *testing.F) {
 		require.NoError(t, err)
 		assert.Equal(t, encodeEnrolment(e), encodeEnrolment(again))
 		assert.Equal(t, e.Enrolment, again.Enrolment)
+		assert.Equal(t, e.next, again.next)
 	})
 }
