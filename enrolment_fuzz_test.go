@@ -52,3 +52,24 @@ func FuzzDecodeEnrolment(f *testing.F) {
 		assert.Equal(t, e.next, again.next)
 	})
 }
+
+// TestNextInRecord: a certificate that waits keeps what verified it, be that the
+// same as of the one in force or not.
+func TestNextInRecord(t *testing.T) {
+	data, err := os.ReadFile("testdata/records/hub/enrolment")
+	require.NoError(t, err)
+	_, payload, err := store.DecodeRecord("enrolment", data)
+	require.NoError(t, err)
+	e, err := decodeEnrolment(payload)
+	require.NoError(t, err)
+	for name, next := range map[string]*certified{
+		"the same":      {certificate: e.Certificate, chain: e.Chain, cacerts: e.CACerts},
+		"another chain": {certificate: e.Certificate, chain: e.CACerts, cacerts: e.CACerts},
+		"another root":  {certificate: e.Certificate, chain: e.Chain, cacerts: e.Chain},
+	} {
+		e.next = next
+		again, err := decodeEnrolment(encodeEnrolment(e))
+		require.NoError(t, err, name)
+		assert.Equal(t, next, again.next, name)
+	}
+}

@@ -172,6 +172,34 @@ func TestCommittedElsewhere(t *testing.T) {
 	}
 }
 
+// overtaken lets another process in before it creates a record.
+type overtaken struct {
+	*store.Mem
+	first func()
+}
+
+func (s *overtaken) Create(ctx context.Context, name string, data []byte) error {
+	if s.first != nil {
+		s.first()
+	}
+	return s.Mem.Create(ctx, name, data)
+}
+
+// TestStagedElsewhere: of two processes that stage a key at once both get the one
+// that was stored.
+func TestStagedElsewhere(t *testing.T) {
+	ctx, records := t.Context(), new(store.Mem)
+	var theirs string
+	here := open(t, &overtaken{records, func() {
+		key, err := open(t, records, options(software.P256, strong)).Stage(ctx, keystore.Device)
+		require.NoError(t, err)
+		theirs = fingerprint(t, key)
+	}}, options(software.P256, strong))
+	key, err := here.Stage(ctx, keystore.Device)
+	require.NoError(t, err)
+	assert.Equal(t, theirs, fingerprint(t, key))
+}
+
 // TestIdentityIsNotReplaced: the enrolment key that was opened stays, also if its
 // record is another's.
 func TestIdentityIsNotReplaced(t *testing.T) {
