@@ -2,7 +2,7 @@
 // element on an I2C bus: a driver for the chip, and a [keystore.KeyStore] over
 // it.
 //
-//	chip, err := atecc608.Open(ctx, bus, atecc608.Options{})
+//	chip, err := atecc608.Open(ctx, bus, atecc608.Options{ECDSA: goecdsa.P256{}})
 //	keys := chip.KeyStore(atecc608.Slots{})
 //	client, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, ...})
 //
@@ -17,8 +17,23 @@
 // empty slot makes the key when [KeyStore.Generate] is called, and never makes
 // it anew. Nothing here overwrites a key.
 //
+// But anyone else who can write to the bus may do so as long as the slot is not
+// locked. The enrolment key is the device's identity: Generate, then
+// [Chip.LockSlot], before the device leaves the bench. A device key in a slot of
+// its own ([Slots]) stays open, so that it can be renewed with a new key.
+//
 // A blank chip must be given a configuration first, and both its zones must be
-// locked: see [Chip.Plan] and [Chip.Provision]. That cannot be undone.
+// locked: see [Config.WithSigningKeys], [Chip.Plan] and [Chip.Provision]. That
+// cannot be undone.
+//
+// # Small programs
+//
+// Go's crypto/ecdsa brings every elliptic curve and its tables, which do not fit
+// a microcontroller, so nothing here imports it. Without [Options].ECDSA the chip
+// itself verifies every signature that it makes, and a [Signer]'s Public is a
+// [PublicKey], of which keystore.Fingerprint makes the DeviceID. With
+// goecdsa.P256{}, of the package goecdsa, the host verifies, and Public is the
+// *ecdsa.PublicKey that crypto/tls and crypto/x509 need.
 //
 // # The bus
 //
@@ -28,10 +43,15 @@
 // [Options.Wake] must do it, for instance by driving the pin.
 //
 // All calls on one [Chip] take turns, and all that belongs together is done in
-// one turn: two signers never mix their digests. Two Chip values, or two
-// processes, on the same chip do not know of each other; a system with several
-// needs a lock around them. Whatever state a call finds the chip in, it brings
-// it into a known one, and leaves it idle.
+// one turn: two signers never mix their digests. Whatever state a call finds the
+// chip in, it brings it into a known one, and leaves it idle. Other chips on the
+// bus, and traffic that wakes this one, do no harm.
+//
+// Two Chip values, or two processes, on the same chip do not know of each other.
+// [Options.Lock] keeps them apart: every one of them takes the same lock around
+// each of its turns. On Linux that is an flock(2) of the bus device, such as
+// /dev/i2c-1: examples/keys has the twenty lines. A program that does not take
+// it is not kept out.
 //
 // # Trouble
 //

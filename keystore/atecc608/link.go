@@ -122,13 +122,11 @@ func (l *call) take() error {
 	select {
 	case l.turn <- struct{}{}:
 		return nil
-	case err := <-expired:
+	case err := <-expired: // or the context has ended
 		if err == nil {
 			err = ErrTimeout
 		}
 		return fmt.Errorf("waiting for other calls: %w", err)
-	case <-l.ctx.Done():
-		return l.ctx.Err()
 	}
 }
 

@@ -225,9 +225,47 @@ func (h *hostile) Tx(addr uint16, w, r []byte) error {
 	return nil
 }
 
+// session is the script of a real chip's answers, from opening it to making a key
+// and signing with it.
+func session(t testing.TB) []byte {
+	t.Helper()
+	clock := new(atecctest.Clock)
+	model := atecctest.New(atecctest.Options{Config: provisioned(), Times: atecctest.NeverBusy})
+	model.SetClock(clock.Now)
+	recorder := atecctest.NewRecorder(model)
+	use := func(bus atecc608.Bus) {
+		chip, err := atecc608.Open(t.Context(), bus, atecc608.Options{Clock: clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		chip.Signer(t.Context(), 0)
+		if _, err := chip.GenerateKey(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		chip.Certificates(t.Context())
+	}
+	use(recorder)
+	var script []byte
+	for _, op := range recorder.Trace() {
+		switch {
+		case op.NACK:
+			script = append(script, 0xff)
+		case len(op.Read) == 0:
+			script = append(script, 0)
+		case len(op.Read) == 4 && op.Read[1] == 0x11:
+			script = append(script, 0x40)
+		default:
+			data := op.Read[1 : op.Read[0]-2]
+			script = append(append(script, byte(len(data)-1)), data...)
+		}
+	}
+	use(&hostile{bytes.Clone(script), clock}) // it is what the driver takes for a chip
+	return script
+}
+
 // Whatever the chip answers: no panic, and no call lasts longer than it may.
 func FuzzHostileChip(f *testing.F) {
-	f.Add([]byte{0, 0x40, 1, 1, 3, 0, 0, 0x60, 3})
+	f.Add(session(f))
 	f.Add(bytes.Repeat([]byte{0x40, 0x40, 0x40, 3, 0, 0, 0x60, 3}, 20))
 	f.Add(bytes.Repeat([]byte{0x80, 7, 0xff, 0xff}, 20))
 	f.Fuzz(func(t *testing.T, script []byte) {

@@ -23,6 +23,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
@@ -219,6 +222,17 @@ func TestSignatureWithOpenSSL(t *testing.T) {
 	if want := fmt.Sprintf("%x", sha256.Sum256(spki)); err != nil || string(id) != want {
 		t.Errorf("DeviceID %s, %v; openssl says %s", id, err, want)
 	}
+}
+
+// Without Options.ECDSA the keys are not for crypto/tls: New says so.
+func TestClientWantsTheHostsECDSA(t *testing.T) {
+	clock := new(atecctest.Clock)
+	model := atecctest.New(atecctest.Options{Config: provisioned()})
+	model.SetClock(clock.Now)
+	keys := openRaw(t, model, clock).KeyStore(atecc608.Slots{})
+	_, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys})
+	require.ErrorIs(t, err, quarklink.ErrInvalidParameter)
+	assert.ErrorContains(t, err, "Options.ECDSA")
 }
 
 // A device with its keys in a chip enrols and connects to its hub.
