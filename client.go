@@ -188,6 +188,9 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if c.id, err = DeviceIDOf(esk.Public()); err != nil {
 		return nil, err
 	}
+	if err := usableInTLS(esk.Public()); err != nil {
+		return nil, fail(ctx, op, CodeInvalidParameter, err)
+	}
 	if err := c.load(ctx); err != nil {
 		return nil, fail(ctx, op, CodeStorage, err)
 	}

@@ -2,6 +2,9 @@ package quarklink
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"encoding/hex"
 	"fmt"
 
@@ -47,4 +50,14 @@ func DeviceIDOf(epk crypto.PublicKey) (DeviceID, error) {
 		return "", &Error{Op: "DeviceID", Code: CodeInvalidParameter, Err: err}
 	}
 	return DeviceID(hex.EncodeToString(digest[:])), nil
+}
+
+// usableInTLS says so at once if the key store's public keys are of a kind that
+// crypto/tls would refuse only when a connection is made.
+func usableInTLS(public crypto.PublicKey) error {
+	switch public.(type) {
+	case *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey:
+		return nil
+	}
+	return fmt.Errorf("crypto/tls cannot use a key store with public keys of type %T: need *ecdsa.PublicKey, *rsa.PublicKey or ed25519.PublicKey (for an ATECC608: Options.ECDSA)", public)
 }
