@@ -209,6 +209,41 @@ func TestEncryptedRanges(t *testing.T) {
 	assert.NotEqual(t, make([]byte, 256), []byte(f[testSize-256:]))
 }
 
+// FuzzEncryption: whatever the pieces, what is encrypted decrypts, and reads through a
+// view are those of the whole.
+func FuzzEncryption(f *testing.F) {
+	f.Add(uint32(0x10000), uint16(100), uint16(50), []byte("data"), true)
+	f.Add(uint32(0xFFFFF000), uint16(0), uint16(4096), []byte{}, false)
+	xtsCipher, err := flash.NewXTS([]byte("thirty-two bytes for AES-XTS-128"))
+	require.NoError(f, err)
+	esp32, err := flash.NewESP32([]byte("thirty-two bytes for the ESP32's"), 15)
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, address uint32, from, n uint16, data []byte, esp bool) {
+		c := xtsCipher
+		if esp {
+			c = esp32
+		}
+		plain := make([]byte, flash.SectorSize)
+		copy(plain, data)
+		sector := make([]byte, flash.SectorSize)
+		at := int64(address &^ (flash.SectorSize - 1))
+		require.NoError(t, c.Encrypt(sector, plain, at))
+		part := int(from) % flash.SectorSize &^ (flash.CryptBlock - 1)
+		end := part + int(n)%(flash.SectorSize-part+1)&^(flash.CryptBlock-1)
+		got := make([]byte, end-part)
+		require.NoError(t, c.Decrypt(got, sector[part:end], at+int64(part)))
+		require.Equal(t, plain[part:end], got)
+
+		require.NoError(t, c.Encrypt(sector, plain, 0))
+		view, err := flash.Encrypted(flash.Memory(sector), c)
+		require.NoError(t, err)
+		anywhere := int(from) % flash.SectorSize
+		got = make([]byte, int(n)%(flash.SectorSize-anywhere+1))
+		require.NoError(t, flash.Read(view, got, int64(anywhere)))
+		require.Equal(t, plain[anywhere:][:len(got)], got)
+	})
+}
+
 // BenchmarkEncryption compares each scheme with AES-XTS of x/crypto on the same bytes,
 // in data units of a sector and of 128 bytes, as the chips have them. It reports theirs
 // divided by ours.

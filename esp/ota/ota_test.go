@@ -27,7 +27,15 @@ import (
 	"github.com/quarklink-go/quarklink/esp/secureboot/sbsign"
 )
 
-var _ quarklink.Slot = (*ota.Slot)(nil)
+// What quarklink asks of a slot and of a trial.
+var (
+	_ quarklink.Slot = (*ota.Slot)(nil)
+	_ interface {
+		Pending(context.Context) (bool, error)
+		Confirm(context.Context) error
+		Rollback(context.Context) error
+	} = (*ota.Trial)(nil)
+)
 
 const slotSize = 0x10000
 

@@ -302,12 +302,15 @@ func TestCutDumps(t *testing.T) {
 	m := newDump(t)
 	trust := trusted(t)
 	for size := flash.SectorSize; size < len(m); size += flash.SectorSize {
-		cut := m[:size]
-		if size > 0x60000 && size%0x20000 != 0 {
+		if testing.Short() && size > 0x60000 && size%0x20000 != 0 {
 			continue // inside of applications one sector is like the other
 		}
-		name := save(t, cut)
+		name := save(t, m[:size])
 		out, err := espflash(t, "-chip", "esp32c3", "-trust", trust, name)
+		if size >= 0x3E1000 {
+			require.NoError(t, err, "cut at 0x%x: behind the last partition", size)
+			continue
+		}
 		require.Error(t, err, "cut at 0x%x", size)
 		require.NotErrorIs(t, err, io.ErrUnexpectedEOF, "cut at 0x%x", size)
 		if size <= 0xD000 {
