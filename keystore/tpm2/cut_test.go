@@ -1,3 +1,5 @@
+//go:build linux
+
 package tpm2_test
 
 import (
@@ -24,7 +26,8 @@ const maxCommands = 60
 // everyCut runs call with the TPM cut off at its first command, its second, and so on
 // until it gets through, in every way. Each time a new TPM and whatever prepare made
 // on it; after the cut the TPM has power again and after is asked how things stand.
-func everyCut(t *testing.T, o tpm2.Options, prepare func(*testing.T, *device), call func(*device) error, after func(*testing.T, *device, error)) {
+func everyCut(t *testing.T, o tpm2.Options, prepare func(*testing.T, *device), call func(*device) error,
+	after func(*testing.T, *device, error)) {
 	for _, how := range tpm2test.Cuts {
 		t.Run(how.String(), func(t *testing.T) {
 			s := start(t)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package tpm2_test
 
 import (

@@ -22,7 +22,8 @@ type key struct {
 	// endorsement is the Name of the TPM's endorsement key, which clearing the
 	// TPM does not change; nil if it was not to be had.
 	endorsement []byte
-	handle      uint32 // persistent; 0: none
+	handle      uint32  // persistent; 0: none
+	replaces    *placed // what was persistent before, and is to be removed; nil: nothing
 	hasAuth     bool
 
 	// These follow from public.

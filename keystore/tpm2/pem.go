@@ -49,7 +49,11 @@ const (
 // elsewhere. A key under another parent than [EmptyUnique] is [ErrTemplate]: the format
 // has no way to name it. An absent key is fs.ErrNotExist.
 func (s *Store) Export(ctx context.Context, role keystore.Role) ([]byte, error) {
-	k, err := s.read(ctx, role)
+	name, err := RecordName(role)
+	var k *key
+	if err == nil {
+		k, err = s.read(ctx, name)
+	}
 	if err == nil && k.template != EmptyUnique {
 		err = fmt.Errorf("%w: %v, and a TSS2 PRIVATE KEY is always under %v", ErrTemplate, k.template, EmptyUnique)
 	}
@@ -123,10 +127,7 @@ func (s *Store) importKey(ctx context.Context, role keystore.Role, pemData []byt
 	if err != nil {
 		return nil, err
 	}
-	if err := s.store(ctx, name, k); err != nil {
-		return nil, err
-	}
-	return s.settle(ctx, role, k, s.secret(role))
+	return s.add(ctx, role, name, k)
 }
 
 // adopt fills in where a key of unknown origin belongs, if that is here.
@@ -193,11 +194,12 @@ func parseDER(der []byte) (*key, error) {
 		return nil, errMalformed
 	}
 	if present {
-		var yes bool
-		if !empty.ReadASN1Boolean(&yes) || !empty.Empty() {
+		// openssl's provider writes TRUE as 1, as BER allows and DER does not.
+		var yes cryptobyte.String
+		if !empty.ReadASN1(&yes, asn1.BOOLEAN) || !empty.Empty() || len(yes) != 1 {
 			return nil, errMalformed
 		}
-		k.hasAuth = !yes
+		k.hasAuth = yes[0] == 0
 	}
 	for tag := asn1.Tag(tagPolicy); tag <= lastTag; tag++ {
 		if body.PeekASN1Tag(tag.ContextSpecific().Constructed()) {

@@ -46,10 +46,17 @@ func (w *work) checkFree(handle uint32) error {
 	return nil
 }
 
-// persist makes sure that the key is at its handle, and puts it there if the handle
-// is free.
+// persist makes sure that what the key replaces is gone from its handle, and that the
+// key is at its own; what is not so it makes so, if the handle is free.
 func (w *work) persist(k *key) error {
 	return w.try(func() error {
+		old, err := w.isThere(k.replaces)
+		if err == nil && old {
+			err = w.evict(object{gotpm.TPMHandle(k.replaces.handle), k.replaces.name}, k.replaces.handle)
+		}
+		if err != nil || k.handle == 0 {
+			return err
+		}
 		switch name, err := w.nameOf(gotpm.TPMHandle(k.handle)); {
 		case err == nil && bytes.Equal(name, k.name):
 			return nil
@@ -64,11 +71,13 @@ func (w *work) persist(k *key) error {
 		}
 		w.flush(p.object)
 		defer w.flush(o)
-		return w.evictControl(k, o)
+		return w.evict(o, k.handle)
 	})
 }
 
-func (w *work) evictControl(k *key, o object) error {
+// evict is TPM2_EvictControl: it makes a loaded object persistent at the handle, and
+// removes a persistent one from its own.
+func (w *work) evict(o object, handle uint32) error {
 	auth, err := w.secret(w.tpm.opts.OwnerAuth)
 	if err != nil {
 		return err
@@ -76,16 +85,15 @@ func (w *work) evictControl(k *key, o object) error {
 	_, err = gotpm.EvictControl{
 		Auth:             gotpm.AuthHandle{Handle: gotpm.TPMRHOwner, Auth: unsalted(auth)},
 		ObjectHandle:     gotpm.NamedHandle{Handle: o.handle, Name: gotpm.TPM2BName{Buffer: o.name}},
-		PersistentHandle: gotpm.TPMIDHPersistent(k.handle),
+		PersistentHandle: gotpm.TPMIDHPersistent(handle),
 	}.Execute(w)
-	if answered(err, gotpm.TPMRCBadAuth, gotpm.TPMRCAuthFail) {
+	switch {
+	case answered(err, gotpm.TPMRCBadAuth, gotpm.TPMRCAuthFail):
 		return fmt.Errorf("%w: Options.OwnerAuth: %w", ErrAuth, err)
-	}
-	if answered(err, gotpm.TPMRCNVDefined) {
-		return fmt.Errorf("%w: 0x%08x: %w", ErrHandleUsed, k.handle, err)
-	}
-	if err != nil {
-		return fmt.Errorf("make the key persistent: %w", err)
+	case answered(err, gotpm.TPMRCNVDefined):
+		return fmt.Errorf("%w: 0x%08x: %w", ErrHandleUsed, handle, err)
+	case err != nil:
+		return fmt.Errorf("make persistent, or remove, at handle 0x%08x: %w", handle, err)
 	}
 	return nil
 }

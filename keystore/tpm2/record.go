@@ -21,6 +21,9 @@ type record struct {
 	Endorsement []byte `json:"endorsement,omitempty"` // Name
 	Handle      uint32 `json:"handle,omitempty"`
 	Auth        bool   `json:"auth,omitempty"` // the key has an authorization value
+	// What was persistent before this key and is to be removed.
+	OldHandle uint32 `json:"old-handle,omitempty"`
+	OldName   []byte `json:"old-name,omitempty"`
 }
 
 // RecordName returns the name of the record that holds a role's key: tpm-esk or
@@ -37,10 +40,14 @@ func RecordName(role keystore.Role) (string, error) {
 const maxPrivate = 1024
 
 func (k *key) encode(name string) ([]byte, error) {
-	payload, err := json.Marshal(record{
+	r := record{
 		Template: templates[k.template].id, Parent: k.parent, Public: k.public, Private: k.private,
 		Endorsement: k.endorsement, Handle: k.handle, Auth: k.hasAuth,
-	})
+	}
+	if k.replaces != nil {
+		r.OldHandle, r.OldName = k.replaces.handle, k.replaces.name
+	}
+	payload, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
@@ -65,11 +72,17 @@ func decodeKey(name string, data []byte) (*key, error) {
 		return nil, fmt.Errorf("record %q: %w: the template %q is not known here", name, ErrTemplate, r.Template)
 	}
 	const nameSize = 2 + 32 // algorithm, SHA-256
-	if len(r.Parent) != nameSize || len(r.Private) == 0 || len(r.Private) > maxPrivate || r.Handle != 0 && checkHandle(r.Handle) != nil {
+	isName := func(name []byte) bool { return len(name) == nameSize }
+	isHandle := func(h uint32) bool { return checkHandle(h) == nil }
+	if !isName(r.Parent) || len(r.Private) == 0 || len(r.Private) > maxPrivate || r.Endorsement != nil && !isName(r.Endorsement) ||
+		r.Handle != 0 && !isHandle(r.Handle) || r.OldHandle != 0 && (!isHandle(r.OldHandle) || !isName(r.OldName)) {
 		return nil, fmt.Errorf("record %q: %w: a member has a length or a value that cannot be", name, store.ErrDamaged)
 	}
 	k := &key{template: t, parent: r.Parent, public: r.Public, private: r.Private,
 		endorsement: r.Endorsement, handle: r.Handle, hasAuth: r.Auth}
+	if r.OldHandle != 0 {
+		k.replaces = &placed{r.OldHandle, r.OldName}
+	}
 	if err := k.derivePublic(); err != nil {
 		return nil, fmt.Errorf("record %q: %w: %w", name, store.ErrDamaged, err)
 	}

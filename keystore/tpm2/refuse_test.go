@@ -1,3 +1,5 @@
+//go:build linux
+
 package tpm2_test
 
 import (
@@ -222,7 +224,8 @@ func TestNoRoomForPersistentKey(t *testing.T) {
 		}
 	}
 	tpm := open(t, s, tpm2.Options{SlotWait: -1})
-	keys := keyStore(t, tpm, new(store.Mem), tpm2.KeyOptions{Handles: map[keystore.Role]uint32{keystore.Enrolment: 0x81000100}})
+	handles := map[keystore.Role]uint32{keystore.Enrolment: 0x81000100}
+	keys := keyStore(t, tpm, new(store.Mem), tpm2.KeyOptions{Handles: handles})
 	_, err := keys.Generate(t.Context(), keystore.Enrolment)
 	require.ErrorIs(t, err, tpm2.ErrOutOfSlots)
 	assert.ErrorContains(t, err, "0x81000200 (ECC storage key")
@@ -233,7 +236,9 @@ func TestNoRoomForPersistentKey(t *testing.T) {
 func fillPersistent(t *testing.T, s *tpm2test.TPM, handle uint32) (full bool) {
 	t.Helper()
 	tpm := direct(t, s)
-	rsp, err := gotpm.CreatePrimary{PrimaryHandle: gotpm.TPMRHOwner, InPublic: gotpm.New2B(gotpm.ECCSRKTemplate)}.Execute(tpm)
+	rsp, err := gotpm.CreatePrimary{
+		PrimaryHandle: gotpm.TPMRHOwner, InPublic: gotpm.New2B(gotpm.ECCSRKTemplate),
+	}.Execute(tpm)
 	require.NoError(t, err)
 	_, evictErr := gotpm.EvictControl{
 		Auth:             gotpm.AuthHandle{Handle: gotpm.TPMRHOwner, Auth: gotpm.PasswordAuth(nil)},

@@ -29,7 +29,7 @@ type KeyOptions struct {
 	Handles map[keystore.Role]uint32
 }
 
-// Store is a [keystore.Generator] whose keys only its TPM can use. It is safe for
+// Store is a [keystore.Rotator] whose keys only its TPM can use. It is safe for
 // concurrent use, also by several processes on one store and one TPM: keys are
 // created exclusively, so that processes which start at once end with one identity.
 //
@@ -40,11 +40,11 @@ type Store struct {
 	records store.Creator
 	opts    KeyOptions
 
-	turn    chan struct{} // holds one token; who takes it owns signers
-	signers map[keystore.Role]*signer
+	turn    chan struct{}      // holds one token; who takes it owns signers
+	signers map[string]*signer // by the name of the record
 }
 
-var _ keystore.Generator = (*Store)(nil)
+var _ keystore.Rotator = (*Store)(nil)
 
 // KeyStore returns a key store on the TPM whose wrapped keys are records of st. It
 // touches neither yet. A nil store, and a handle that is not for keys or is there
@@ -67,7 +67,7 @@ func (t *TPM) KeyStore(st store.Creator, o KeyOptions) (*Store, error) {
 		}
 		seen[handle] = true
 	}
-	return &Store{tpm: t, records: st, opts: o, turn: make(chan struct{}, 1), signers: make(map[keystore.Role]*signer)}, nil
+	return &Store{tpm: t, records: st, opts: o, turn: make(chan struct{}, 1), signers: make(map[string]*signer)}, nil
 }
 
 // Signer returns the key of that role once the TPM has loaded it: a
@@ -121,24 +121,37 @@ func (s *Store) locked(ctx context.Context, f func() (*signer, error)) (*signer,
 }
 
 func (s *Store) open(ctx context.Context, role keystore.Role) (*signer, error) {
-	if signer, ok := s.signers[role]; ok {
-		return signer, nil
-	}
-	k, err := s.read(ctx, role)
+	name, err := RecordName(role)
 	if err != nil {
 		return nil, err
 	}
-	secret := s.secret(role)
-	err = s.tpm.run(ctx, func(w *work) error {
+	if signer, ok := s.signers[name]; ok {
+		return signer, nil
+	}
+	k, err := s.read(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return s.openKey(ctx, role, name, k)
+}
+
+// openKey makes sure that the TPM has what it takes to use the key.
+func (s *Store) openKey(ctx context.Context, role keystore.Role, name string, k *key) (*signer, error) {
+	err := s.tpm.run(ctx, func(w *work) error {
+		if k.handle != 0 || k.replaces != nil {
+			if err := w.persist(k); err != nil {
+				return err
+			}
+		}
 		if k.handle != 0 {
-			return w.persist(k)
+			return nil
 		}
 		return w.check(k)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(ctx, role, k, secret), nil
+	return s.keep(ctx, role, name, k), nil
 }
 
 // check makes sure that the TPM loads the key.
@@ -154,12 +167,8 @@ func (w *work) check(k *key) error {
 	})
 }
 
-// read returns the stored key of that role.
-func (s *Store) read(ctx context.Context, role keystore.Role) (*key, error) {
-	name, err := RecordName(role)
-	if err != nil {
-		return nil, err
-	}
+// read returns the key that a record holds.
+func (s *Store) read(ctx context.Context, name string) (*key, error) {
 	data, err := s.records.Get(ctx, name)
 	if err != nil {
 		return nil, err
@@ -172,15 +181,25 @@ func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, erro
 	if err != nil {
 		return nil, err
 	}
-	secret, handle := s.secret(role), s.opts.Handles[role]
-	var k *key
-	err = s.tpm.run(ctx, func(w *work) error {
-		if handle != 0 {
-			if err := w.checkFree(handle); err != nil {
-				return err
-			}
+	handle := s.opts.Handles[role]
+	if handle != 0 {
+		if err := s.tpm.run(ctx, func(w *work) error { return w.checkFree(handle) }); err != nil {
+			return nil, err
 		}
-		auth, err := w.secret(secret)
+	}
+	k, err := s.create(ctx, role)
+	if err != nil {
+		return nil, err
+	}
+	k.handle = handle
+	return s.add(ctx, role, name, k)
+}
+
+// create makes a key. It is not stored anywhere yet.
+func (s *Store) create(ctx context.Context, role keystore.Role) (*key, error) {
+	var k *key
+	err := s.tpm.run(ctx, func(w *work) error {
+		auth, err := w.secret(s.secret(role))
 		if err != nil {
 			return err
 		}
@@ -188,13 +207,9 @@ func (s *Store) generate(ctx context.Context, role keystore.Role) (*signer, erro
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, err // k is not looked at: the TPM may be at work on it still
 	}
-	k.handle = handle
-	if err := s.store(ctx, name, k); err != nil {
-		return nil, err
-	}
-	return s.settle(ctx, role, k, secret)
+	return k, nil
 }
 
 // absent returns the name of a role's record once it is known that there is none.
@@ -213,24 +228,32 @@ func (s *Store) absent(ctx context.Context, role keystore.Role) (name string, er
 	return name, nil
 }
 
-func (s *Store) store(ctx context.Context, name string, k *key) error {
+// add stores a new key, and then makes it persistent if that is wanted.
+func (s *Store) add(ctx context.Context, role keystore.Role, name string, k *key) (*signer, error) {
 	data, err := k.encode(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.records.Create(ctx, name, data)
+	if err := s.records.Create(ctx, name, data); err != nil {
+		return nil, err
+	}
+	if err := s.settle(ctx, k); err != nil {
+		return nil, err
+	}
+	return s.keep(ctx, role, name, k), nil
 }
 
-// settle makes a stored key persistent if that is wanted. The key is there whatever
-// happens, so a context that ends does not count any more.
-func (s *Store) settle(ctx context.Context, role keystore.Role, k *key, secret authFunc) (*signer, error) {
-	if k.handle != 0 {
-		err := s.tpm.run(context.WithoutCancel(ctx), func(w *work) error { return w.persist(k) })
-		if err != nil {
-			return nil, fmt.Errorf("the key is stored but not yet persistent at 0x%08x, opening it will put it there: %w", k.handle, afterwards{err})
-		}
+// settle puts a stored key at its handle. The key is the role's whatever happens, so a
+// context that ends does not count any more.
+func (s *Store) settle(ctx context.Context, k *key) error {
+	if k.handle == 0 && k.replaces == nil {
+		return nil
 	}
-	return s.keep(ctx, role, k, secret), nil
+	err := s.tpm.run(context.WithoutCancel(ctx), func(w *work) error { return w.persist(k) })
+	if err != nil {
+		return fmt.Errorf("the key is stored, and opening it will make up for what failed at its handle 0x%08x: %w", k.handle, afterwards{err})
+	}
+	return nil
 }
 
 // afterwards is an error after the key was stored. It is no context's error, which
@@ -245,9 +268,9 @@ func (e afterwards) Is(target error) bool {
 
 func (e afterwards) As(target any) bool { return errors.As(e.err, target) }
 
-func (s *Store) keep(ctx context.Context, role keystore.Role, k *key, secret authFunc) *signer {
-	s.signers[role] = &signer{tpm: s.tpm, key: k, secret: secret, life: context.WithoutCancel(ctx)}
-	return s.signers[role]
+func (s *Store) keep(ctx context.Context, role keystore.Role, name string, k *key) *signer {
+	s.signers[name] = &signer{tpm: s.tpm, key: k, secret: s.secret(role), life: context.WithoutCancel(ctx)}
+	return s.signers[name]
 }
 
 // authFunc returns an authorization value.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package tpm2_test
 
 import (
@@ -25,8 +27,10 @@ func TestConformance(t *testing.T) {
 		keys     tpm2.KeyOptions
 		openings bool // each store opens the TPM for itself: they compete for its slots
 	}{
-		"wrapped":    {},
-		"persistent": {keys: tpm2.KeyOptions{Handles: map[keystore.Role]uint32{keystore.Enrolment: 0x81000100, keystore.Device: 0x81000101}}},
+		"wrapped": {},
+		"persistent": {keys: tpm2.KeyOptions{Handles: map[keystore.Role]uint32{
+			keystore.Enrolment: 0x81000100, keystore.Device: deviceHandle,
+		}}},
 		"encrypted with authorization": {
 			options: tpm2.Options{Encrypt: true},
 			keys: tpm2.KeyOptions{KeyAuth: func(_ context.Context, role keystore.Role) ([]byte, error) {
