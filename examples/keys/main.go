@@ -2,8 +2,9 @@
 //
 //	keys -i2c /dev/i2c-1 -address 0x35
 //	keys -software /var/lib/device/keys
+//	keys -tpm /dev/tpmrm0 -records /var/lib/device/state -generate
 //
-// With -i2c it opens an ATECC608 on an I2C bus of Linux, which must run at
+// With -tpm it opens a TPM 2.0 and the keys that it has wrapped. With -i2c it opens an ATECC608 on an I2C bus of Linux, which must run at
 // 100 kHz; with -software a folder of keys in software, which it makes if it is
 // empty. It prints the DeviceID, the public key, and of a chip the serial
 // number, the locks and the limits. Then it runs the conformance check that
@@ -58,6 +59,7 @@ func main() {
 
 const synopsis = `Usage: keys -i2c BUS [flags]
        keys -software DIRECTORY [flags]
+       keys -tpm DEVICE -records DIRECTORY [flags]
 
 Shows the keys that a device has, and checks whatever holds them.
 
@@ -98,6 +100,7 @@ type program struct {
 
 type settings struct {
 	i2c, software, secret string
+	tpm, records          string
 	address               uint16
 	slots                 atecc608.Slots
 
@@ -113,11 +116,13 @@ func (p *program) parse(args []string) (settings, error) {
 	flags.StringVar(&address, "address", "0x60", "the chip's I2C address, 7 bits")
 	flags.IntVar(&s.slots.Enrolment, "slot", 0, "the chip's slot for the enrolment key")
 	flags.IntVar(&s.slots.Device, "device-slot", 0, "the chip's slot for the device key")
-	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip where there is none")
+	flags.BoolVar(&s.generate, "generate", false, "make a key in the chip or TPM where there is none")
 	flags.BoolVar(&s.provision, "provision", false, "give a blank chip its configuration, FOR EVER, after asking")
 	flags.BoolVar(&s.lock, "lock", false, "lock the enrolment key's slot, FOR EVER, after asking")
 	flags.StringVar(&s.software, "software", "", "`directory` of keys in software")
 	flags.StringVar(&s.secret, "secret", "", "`file` with the secret of these keys (default: beside the directory, with .secret added to its name)")
+	flags.StringVar(&s.tpm, "tpm", "", "`device` of a TPM 2.0, such as /dev/tpmrm0, or a TPM's Unix socket; needs -records")
+	flags.StringVar(&s.records, "records", "", "`directory` of the keys that the TPM has wrapped")
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		var text strings.Builder
@@ -137,8 +142,17 @@ func (p *program) parse(args []string) (settings, error) {
 		return s, usageError{fmt.Errorf("-address %q: %w", address, err)}
 	}
 	s.address = uint16(n)
-	if (s.i2c == "") == (s.software == "") || flags.NArg() > 0 {
-		return s, usageError{errors.New("need either -i2c or -software, and no other arguments")}
+	where := 0
+	for _, path := range []string{s.i2c, s.software, s.tpm} {
+		if path != "" {
+			where++
+		}
+	}
+	if where != 1 || flags.NArg() > 0 {
+		return s, usageError{errors.New("need one of -i2c, -software and -tpm, and no other arguments")}
+	}
+	if (s.tpm == "") != (s.records == "") {
+		return s, usageError{errors.New("-tpm and -records belong together: the TPM keeps no keys, it wraps them")}
 	}
 	return s, nil
 }
@@ -150,6 +164,9 @@ func (p *program) run(ctx context.Context, args []string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if s.tpm != "" {
+		return p.inTPM(ctx, s)
 	}
 	if s.software != "" {
 		keys, err := openSoftware(s)

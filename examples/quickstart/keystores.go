@@ -28,6 +28,8 @@ func (p *play) newOpener() opener {
 	case "esp32ds":
 		chip := dstest.New(esp32ds.Chip(p.kind))
 		return func(ctx context.Context) (keystore.KeyStore, error) { return p.openESP32DS(ctx, chip) }
+	case "tpm2":
+		return p.tpm.open
 	}
 	return p.openSoftware
 }

@@ -11,7 +11,8 @@
 // With -image it installs an image signed for Secure Boot V2 by Espressif's
 // tools; -trust is the SHA-256 digest of the signing key as it stands in eFuse.
 // With -state DIR the device keeps its state, and a second run finds it enrolled.
-// With -keystore atecc608 or esp32ds its keys are in a model of that chip.
+// With -keystore atecc608 or esp32ds its keys are in a model of that chip, with
+// -keystore tpm2 in a TPM 2.0: swtpm, which has to be installed.
 // With -tamper the image is changed after it was signed: the device refuses it,
 // and the command fails.
 //
@@ -85,6 +86,7 @@ type play struct {
 	*screen
 	files    files
 	openKeys opener
+	tpm      chipTPM
 	instance instance
 	device   *quarklink.Client
 }
@@ -100,6 +102,8 @@ func live(ctx context.Context, s settings, stdout io.Writer) error {
 		return err
 	}
 	defer p.files.close()
+	p.tpm.play = p
+	defer p.tpm.close()
 	return patiently(ctx, func() error { return p.run(ctx) })
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
 // TestMain makes the test's own binary the command, for tests that need it as a
@@ -71,7 +73,7 @@ func requireInOrder(t *testing.T, out string, wants []string) {
 
 func TestQuickstart(t *testing.T) {
 	img := signedByEspressif(t)
-	state := t.TempDir()
+	state, tpmState := t.TempDir(), t.TempDir()
 	for _, test := range []struct {
 		name  string
 		args  []string
@@ -89,6 +91,10 @@ func TestQuickstart(t *testing.T) {
 			"locked for good", "certificate of", "code 10", "summary"}, nil},
 		{"keys in the Digital Signature peripheral", []string{"-keystore", "esp32ds"}, []string{
 			"5 eFuse key blocks left", "certificate of", "code 10", "summary"}, nil},
+		{"keys in a TPM", []string{"-keystore", "tpm2", "-state", tpmState}, []string{
+			"started swtpm", "blank, so asked", "certificate of", "code 11", "code 10", "summary"}, nil},
+		{"keys in the same TPM again", []string{"-keystore", "tpm2", "-state", tpmState}, []string{
+			"started swtpm", "nothing to ask", "already enrolled", "summary"}, nil},
 		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{
 			"code 11", "refused"}, quarklink.ErrWrongSignature},
 		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{
@@ -97,6 +103,9 @@ func TestQuickstart(t *testing.T) {
 			"tamper", "refused"}, image.ErrChecksum},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if slices.Contains(test.args, "tpm2") {
+				counterpart.Program(t, "swtpm")
+			}
 			s, err := parse(test.args)
 			require.NoError(t, err)
 			var out strings.Builder
@@ -151,7 +160,7 @@ func TestUsageErrors(t *testing.T) {
 		{[]string{"extra"}, `unexpected argument "extra"`},
 		{[]string{"-unknown"}, "not defined: -unknown"},
 		{[]string{"-keystore", "none", "-state="}, "-keystore none"},
-		{[]string{"-keystore", "atecc608"}, "-state needs -keystore software"},
+		{[]string{"-keystore", "atecc608"}, "-state needs -keystore software or tpm2"},
 		{[]string{"-keystore", "esp32ds", "-chip", "esp32", "-state="}, "no Digital Signature peripheral"},
 		{[]string{"-batch="}, "-batch must not be empty"},
 		{[]string{"-wait=0s"}, "-wait"},
@@ -301,4 +310,12 @@ func TestInterruptIsNotWaitedFor(t *testing.T) {
 		close(never)
 	})
 	assert.NoError(t, patiently(t.Context(), func() error { return nil }))
+}
+
+// TestWithoutSwtpm says what to install.
+func TestWithoutSwtpm(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	var stderr strings.Builder
+	assert.NotZero(t, run(t.Context(), []string{"-keystore", "tpm2", "-state="}, io.Discard, &stderr))
+	assert.Contains(t, stderr.String(), "apt install swtpm")
 }

@@ -55,7 +55,7 @@ func (o *options) flagSet() *flag.FlagSet {
 	f.BoolVar(&o.tamper, "tamper", false, "change one bit of the image after it was signed")
 
 	f.StringVar(&o.state, "state", "", "keep the state of the device and of its instance in this `directory`")
-	f.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, or a model of atecc608 or esp32ds")
+	f.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, tpm2 (runs swtpm), or a model of atecc608 or esp32ds")
 
 	f.StringVar(&o.url, "instance", "", "`URL` of a running instance, https://HOST:PORT; needs -root")
 	f.StringVar(&o.root, "root", "", "`file` with the root certificate of that instance, in PEM")
@@ -112,8 +112,8 @@ func (o *options) combination() error {
 		{o.trust != "" && o.image == "" && o.control != "", "-trust with -control needs -image: without one this run signs its own"},
 		{o.batch == "", "-batch must not be empty"},
 		{o.wait <= 0, "-wait must be more than 0"},
-		{o.state != "" && o.keyStore != "software",
-			"-state needs -keystore software: the model of a chip does not outlive the run"},
+		{o.state != "" && o.keyStore != "software" && o.keyStore != "tpm2",
+			"-state needs -keystore software or tpm2: the model of a chip does not outlive the run"},
 	} {
 		if refused.when {
 			return errors.New(refused.text)
@@ -138,13 +138,13 @@ func (s *settings) values() (err error) {
 		s.trusted = &trust
 	}
 	switch s.keyStore {
-	case "software", "atecc608":
+	case "software", "atecc608", "tpm2":
 	case "esp32ds":
 		if esp32ds.Chip(s.kind).MaxBits() == 0 {
 			return fmt.Errorf("-keystore esp32ds: an %s has no Digital Signature peripheral", s.kind)
 		}
 	default:
-		return fmt.Errorf("-keystore %s: need software, atecc608 or esp32ds", s.keyStore)
+		return fmt.Errorf("-keystore %s: need software, tpm2, atecc608 or esp32ds", s.keyStore)
 	}
 	if s.url != "" {
 		u, err := checkURL(s.url, "https")

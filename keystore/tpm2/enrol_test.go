@@ -8,7 +8,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -38,7 +40,10 @@ func TestEnrol(t *testing.T) {
 			ctx := t.Context()
 			s := start(t)
 			records := store.Dir(t.TempDir())
-			server, err := quarklinktest.NewServer(quarklinktest.Options{})
+			var later atomic.Int64 // seconds: each certificate has to outlast the one before
+			server, err := quarklinktest.NewServer(quarklinktest.Options{Now: func() time.Time {
+				return time.Now().Add(time.Duration(later.Load()) * time.Second)
+			}})
 			require.NoError(t, err)
 			t.Cleanup(server.Close)
 			hub, err := server.HubCertificate("hub.test")
@@ -69,12 +74,14 @@ func TestEnrol(t *testing.T) {
 			require.NoError(t, s.PowerCycle(ctx))
 			client = boot()
 			assert.Equal(t, id, client.DeviceID(), "the identity survives a power cut")
+			later.Add(60)
 			second, err := client.Renew(ctx, quarklink.RenewOptions{})
 			require.NoError(t, err)
 			assert.NotEqual(t, first.Certificate.Raw, second.Certificate.Raw)
 			assert.Equal(t, first.Certificate.PublicKey, second.Certificate.PublicKey)
 			connectToHubs(t, client, hub, server.IssuingCertificates())
 
+			later.Add(60)
 			third, err := client.Renew(ctx, quarklink.RenewOptions{NewKey: true})
 			require.NoError(t, err)
 			assert.NotEqual(t, second.Certificate.PublicKey, third.Certificate.PublicKey)
