@@ -87,7 +87,7 @@ func TestLife(t *testing.T) {
 	if err := server.AddBatch(quarklinktest.Batch{Name: "My_MQTT_Batch", PollAfter: 20 * time.Second}); err != nil {
 		t.Fatal(err)
 	}
-	st := store.Dir(t.TempDir())
+	st := store.Dir(privateDir(t))
 	c := newClient(t, st)
 	if _, err := c.Status(ctx); !errors.Is(err, quarklink.ErrNotInitialised) {
 		t.Errorf("status of a blank device: %v", err)
@@ -977,7 +977,7 @@ func TestHub(t *testing.T) {
 // TestDeviceIDWithOpenSSL compares with what openssl makes of the stored key.
 func TestDeviceIDWithOpenSSL(t *testing.T) {
 	openssl := counterpart.Program(t, "openssl")
-	dir := t.TempDir()
+	dir := privateDir(t)
 	c := newClient(t, store.Dir(dir))
 	pass := filepath.Join(t.TempDir(), "secret")
 	b, _ := secret(t.Context())

@@ -626,7 +626,7 @@ func TestReEnrolPowerCut(t *testing.T) {
 func TestTwoProcesses(t *testing.T) {
 	ctx := t.Context()
 	server := newServer(t, quarklinktest.Options{InMemory: true})
-	dir := t.TempDir()
+	dir := privateDir(t)
 	agent := newClient(t, store.Dir(dir), at(server))
 	application := newClient(t, store.Dir(dir), at(server))
 	member(t, server, agent, quarklinktest.Batch{})

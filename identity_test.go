@@ -5,7 +5,9 @@ import (
 	"crypto"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -209,4 +211,30 @@ func TestStoreThatDoesNotAnswer(t *testing.T) {
 		assert.ErrorIs(t, err, quarklink.ErrStorage)
 		assert.Empty(t, server.Certificates(c.DeviceID()))
 	})
+}
+
+// privateDir makes a folder that nobody else can write, whatever the umask.
+func privateDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	return dir
+}
+
+// Records that others could have put there are not believed, and no key is made
+// beside them.
+func TestFolderThatOthersCanWrite(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no such modes")
+	}
+	dir := privateDir(t)
+	id := newClient(t, store.Dir(dir)).DeviceID()
+	for name, st := range map[string]store.Dir{"its own": store.Dir(dir), "an empty one": store.Dir(privateDir(t))} {
+		require.NoError(t, os.Chmod(string(st), 0o777))
+		c, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: newKeys(t, st), Store: st})
+		require.ErrorIs(t, err, fs.ErrPermission, name)
+		assert.Nil(t, c)
+		require.NoError(t, os.Chmod(string(st), 0o700))
+	}
+	assert.Equal(t, id, newClient(t, store.Dir(dir)).DeviceID())
 }

@@ -161,7 +161,7 @@ func TestInstanceRecordForAnOlderLibrary(t *testing.T) {
 // testdata/provisioned was written by the library as it was before an instance
 // could have several roots.
 func TestRecordsOfAnOlderLibrary(t *testing.T) {
-	st := store.Dir(t.TempDir())
+	st := store.Dir(privateDir(t))
 	require.NoError(t, os.CopyFS(string(st), os.DirFS("testdata/provisioned")))
 	c := newClient(t, st, func(cfg *quarklink.Config) { cfg.RequireIdentity = true })
 	assert.Equal(t, "4cf6b354cc96b1a8e14b3c1268c092958161a25b95f401fae250910121e873e1", string(c.DeviceID()))

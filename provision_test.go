@@ -484,7 +484,7 @@ func TestDamagedRecords(t *testing.T) {
 // TestOversizedRecord: a file that no record can be is damage that the Store
 // itself notices.
 func TestOversizedRecord(t *testing.T) {
-	dir := t.TempDir()
+	dir := privateDir(t)
 	st := store.Dir(dir)
 	before := newClient(t, st)
 	for _, name := range []string{"instance", "network", "enrolment", "csr"} {

@@ -19,6 +19,11 @@ import (
 // record is written. Files have mode 0600, the folder 0700. The zero value is no
 // folder: every call fails with fs.ErrInvalid.
 //
+// Who can write a folder can replace what is in it, or put something there.
+// Therefore a folder that its group or everybody can write is fs.ErrPermission
+// for every call, also behind a symbolic link and with the sticky bit. Where the
+// system has no such modes (Windows, WASI) the program sees to that.
+//
 // It is safe for concurrent use, also by several processes. Records are written
 // to a temporary file, flushed to the medium and then renamed, for Create
 // linked, so that a record is never seen half written; then the folder is
@@ -94,7 +99,13 @@ func (d Dir) check(ctx context.Context, op, name string, data []byte) error {
 	if d == "" {
 		return fmt.Errorf("store: %s %q: the Dir names no folder: %w", op, name, fs.ErrInvalid)
 	}
-	return check(ctx, op, name, data)
+	if err := check(ctx, op, name, data); err != nil {
+		return err
+	}
+	if err := checkFolder(string(d)); err != nil {
+		return fmt.Errorf("store: %s %q: %w", op, name, err)
+	}
+	return nil
 }
 
 func (d Dir) path(name string) string { return filepath.Join(string(d), name) }
@@ -163,26 +174,37 @@ func readRecord(path string) ([]byte, error) {
 	if _, err := statRecord(path); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|openFlags, 0)
+	f, err := openRecord(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat() // it may be another file by now
-	if err != nil {
-		return nil, err
-	}
-	if err := checkRegular(path, info); err != nil {
-		return nil, err
-	}
 	data, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(data) > MaxSize {
-		return nil, fmt.Errorf("%s has %d bytes, a record at most %d: %w", path, info.Size(), MaxSize, ErrDamaged)
+		return nil, fmt.Errorf("%s has more than the %d bytes of a record: %w", path, MaxSize, ErrDamaged)
 	}
 	return data, nil
+}
+
+// openRecord opens what may be another file by now than the one that was looked
+// at. It does not follow a symbolic link.
+func openRecord(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|openFlags, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		err = checkRegular(path, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // statRecord returns fs.ErrNotExist if there is nothing at path and ErrDamaged if

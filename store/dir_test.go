@@ -77,7 +77,7 @@ func TestDirOddFiles(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			ctx := t.Context()
-			d := Dir(t.TempDir())
+			d := newDir(t)
 			if err := plant(d.path("odd")); errors.Is(err, errors.ErrUnsupported) {
 				t.Skip(err)
 			} else if err != nil {
@@ -131,7 +131,7 @@ func TestDirFolderIsAFile(t *testing.T) {
 
 func TestDirTooLargeFile(t *testing.T) {
 	ctx := t.Context()
-	d := Dir(t.TempDir())
+	d := newDir(t)
 	if err := os.WriteFile(d.path("big"), make([]byte, MaxSize+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestDirSweep(t *testing.T) {
 		"Delete": func(d Dir) error { return d.Delete(t.Context(), "two") },
 	} {
 		t.Run(call, func(t *testing.T) {
-			d := Dir(t.TempDir())
+			d := newDir(t)
 			old := time.Now().Add(-48 * time.Hour) // where files cannot be locked their age decides
 			for _, leftover := range []string{tempPrefix + "1", tempPrefix + "2"} {
 				if err := os.WriteFile(d.path(leftover), []byte("half a rec"), 0o600); err != nil {
@@ -195,4 +195,14 @@ func TestDirSweep(t *testing.T) {
 			}
 		})
 	}
+}
+
+// newDir makes an empty folder that nobody else can write, whatever the umask.
+func newDir(t *testing.T) Dir {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return Dir(dir)
 }

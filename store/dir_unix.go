@@ -13,6 +13,21 @@ import (
 // openFlags make opening refuse a symbolic link and not wait for a pipe's writer.
 const openFlags = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 
+// checkFolder refuses a folder that others can write. One that is not there is
+// none.
+func checkFolder(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || !info.IsDir() {
+		return nil // what comes next says it better
+	}
+	const othersWrite = 0o022
+	if info.Mode().Perm()&othersWrite != 0 {
+		return fmt.Errorf("%s can be written by others, who could replace its records (mode %v): chmod go-w it: %w",
+			dir, info.Mode(), fs.ErrPermission)
+	}
+	return nil
+}
+
 // syncFolder flushes a folder's entries to the medium.
 func syncFolder(dir string) error {
 	f, err := os.Open(dir)

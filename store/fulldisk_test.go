@@ -16,17 +16,24 @@ import (
 // childFileSize, set in a child, is the largest file that it may write, in bytes.
 const childFileSize = "QUARKLINK_STORE_FILE_SIZE"
 
-func limitFileSize() error {
-	limit := os.Getenv(childFileSize)
-	if limit == "" {
-		return nil
+// limitFileSize sets that limit until it is lifted, as it must be before the
+// child ends: a test binary that measures coverage writes a file then.
+func limitFileSize() (lift func() error, err error) {
+	value := os.Getenv(childFileSize)
+	if value == "" {
+		return func() error { return nil }, nil
 	}
-	n, err := strconv.ParseUint(limit, 10, 64)
+	n, err := strconv.ParseUint(value, 10, 64)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		return nil, err
 	}
 	signal.Ignore(syscall.SIGXFSZ) // so that write fails instead
-	return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: n})
+	lift = func() error { return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before) }
+	return lift, syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: before.Max})
 }
 
 func isNoSpace(err error) bool {
@@ -50,7 +57,7 @@ func TestDirFullDisk(t *testing.T) {
 	const record = "a new record, longer than the space that there is"
 	for _, size := range []string{"0", "1", strconv.Itoa(len(record) - 1)} {
 		for _, call := range []string{"put", "create"} {
-			d := Dir(t.TempDir())
+			d := newDir(t)
 			var want []string
 			if call == "put" {
 				if err := d.Put(t.Context(), "one", []byte("old")); err != nil {
@@ -76,7 +83,7 @@ func TestDirFullDisk(t *testing.T) {
 func TestDirFullFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	const pages = 5 // of 4096 bytes; the folder itself takes one
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+strconv.Itoa(pages*4096)); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,size="+strconv.Itoa(pages*4096)); err != nil {
 		t.Skipf("cannot mount a small tmpfs: %v (the full disk itself is tested by TestDirFullDisk)", err)
 	}
 	t.Cleanup(func() {

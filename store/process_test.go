@@ -51,7 +51,8 @@ const (
 )
 
 func child() int {
-	if err := limitFileSize(); err != nil {
+	lift, err := limitFileSize()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -60,8 +61,12 @@ func child() int {
 		bufio.NewReader(os.Stdin).ReadString('\n')
 	}
 	os.Lstat(beginMark)
-	err := call(Dir(os.Getenv(childDir)), os.Getenv(childCall), os.Getenv(childData))
+	err = call(Dir(os.Getenv(childDir)), os.Getenv(childCall), os.Getenv(childData))
 	os.Lstat(endMark)
+	if err := lift(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	switch {
 	case err == nil:
 		fmt.Println(childDone)

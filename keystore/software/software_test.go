@@ -105,8 +105,8 @@ func TestConformance(t *testing.T) {
 		records   store.Creator
 	}{
 		{"P-256 in Mem", software.P256, new(store.Mem)},
-		{"P-256 in Dir", software.P256, store.Dir(t.TempDir())},
-		{"RSA-3072 in Dir", software.RSA3072, store.Dir(t.TempDir())},
+		{"P-256 in Dir", software.P256, store.Dir(t.TempDir() + "/state")},
+		{"RSA-3072 in Dir", software.RSA3072, store.Dir(t.TempDir() + "/state")},
 	} {
 		for _, state := range []string{"fresh", "existing"} {
 			t.Run(c.name+", "+state, func(t *testing.T) {
