@@ -87,20 +87,26 @@ func startsAsTable(f flash.NOR, at int64) bool {
 // decrypt finds the table with the key, and then knows what is encrypted: the bootloader
 // and the table, applications, otadata, NVS keys, and partitions that say so.
 func (c *chip) decrypt(f flash.NOR) error {
-	cipher, err := c.cipher()
+	ciphers, err := c.ciphers()
 	if err != nil {
 		return fmt.Errorf("-key: %w", err)
 	}
-	all, err := flash.Encrypted(f, cipher)
-	if err != nil {
-		return err
-	}
-	if err := c.findTable(all); err != nil {
-		if c.findTable(f) == nil {
-			return errors.New("-key: the partition table is not encrypted, so this flash is not")
+	for _, cipher := range ciphers {
+		all, err := flash.Encrypted(f, cipher)
+		if err != nil {
+			return err
 		}
-		return errors.New("-key: nothing decrypts to a partition table: this is not the key of this flash (or the table is elsewhere: -table)")
+		if c.findTable(all) == nil {
+			return c.decryptWith(f, cipher)
+		}
 	}
+	if c.findTable(f) == nil {
+		return errors.New("-key: the partition table is not encrypted, so this flash is not")
+	}
+	return errors.New("-key: nothing decrypts to a partition table: this is not the key of this flash (or the table is elsewhere: -table)")
+}
+
+func (c *chip) decryptWith(f flash.NOR, cipher *flash.Cipher) (err error) {
 	end := f.Size() / flash.SectorSize * flash.SectorSize
 	ranges := []flash.Range{{Offset: 0, Size: min(end, c.tableAt+flash.SectorSize)}}
 	for _, p := range c.table.Partitions {
@@ -110,18 +116,32 @@ func (c *chip) decrypt(f flash.NOR) error {
 		}
 	}
 	if c.flash, err = flash.Encrypted(f, cipher, ranges...); err != nil {
-		return fmt.Errorf("the table's partitions overlap or are not of whole sectors: %w", err)
+		return fmt.Errorf("the table's partitions overlap: %w", err)
 	}
 	c.encrypted = true
 	return nil
 }
 
-func (c *chip) cipher() (*flash.Cipher, error) {
-	if c.haveChip && c.chip == image.ESP32 {
-		const flashCryptConfig = 15 // what ESP-IDF burns
-		return flash.NewESP32(c.key, flashCryptConfig)
+// ciphers returns what the key may be for: both schemes take 32 bytes, and without -chip
+// only the flash says which it is.
+func (c *chip) ciphers() ([]*flash.Cipher, error) {
+	const flashCryptConfig = 15 // what ESP-IDF burns
+	var list []*flash.Cipher
+	if !c.haveChip || c.chip != image.ESP32 {
+		cipher, err := flash.NewXTS(c.key)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, cipher)
 	}
-	return flash.NewXTS(c.key)
+	if len(c.key) == 32 && !c.haveChip || c.haveChip && c.chip == image.ESP32 {
+		cipher, err := flash.NewESP32(c.key, flashCryptConfig)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, cipher)
+	}
+	return list, nil
 }
 
 func isEncrypted(p partition.Partition) bool {

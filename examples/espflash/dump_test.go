@@ -97,6 +97,29 @@ func newDump(t testing.TB) flash.Memory {
 	return m
 }
 
+// newESP32Dump makes 1 MiB of flash of an original ESP32, whose bootloader lies at
+// 0x1000, with Espressif's default place of the table.
+func newESP32Dump(t testing.TB) flash.Memory {
+	t.Helper()
+	m := flash.NewMemory(1 << 20)
+	boot := image.Builder{Header: image.NewHeader(image.ESP32)}
+	boot.Add(0x3FFF0018, make([]byte, 4000))
+	img, err := boot.Bytes()
+	require.NoError(t, err)
+	img, err = sbsign.Image(rand.Reader, img, bootKey(t))
+	require.NoError(t, err)
+	copy(m[0x1000:], img)
+	table := partition.Table{Partitions: []partition.Partition{
+		{Label: "nvs", Type: partition.Data, Subtype: partition.DataNVS, Offset: 0x9000, Size: 0x6000},
+		{Label: "factory", Type: partition.App, Subtype: partition.AppFactory, Offset: 0x10000, Size: 0xF0000},
+	}}
+	b, err := table.MarshalBinary()
+	require.NoError(t, err)
+	copy(m[partition.DefaultOffset:], b)
+	copy(m[0x10000:], gunzip(t, "esp32_small_v1.0.0_padv2.rsa1.bin"))
+	return m
+}
+
 // encrypt encrypts what a chip with flash encryption has encrypted.
 func encrypt(t testing.TB, m flash.Memory, c *flash.Cipher) flash.Memory {
 	t.Helper()

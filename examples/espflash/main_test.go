@@ -89,6 +89,41 @@ func TestEncrypted(t *testing.T) {
 	}
 }
 
+// The original ESP32 has its bootloader and its encryption elsewhere.
+func TestESP32(t *testing.T) {
+	plain := newESP32Dump(t)
+	key := bytes.Repeat([]byte{3, 1, 4, 1, 5, 9, 2, 6}, 4)
+	c, err := flash.NewESP32(key, 15)
+	require.NoError(t, err)
+	encrypted := append(flash.Memory(nil), plain...)
+	require.NoError(t, c.Encrypt(encrypted[:0x9000], plain[:0x9000], 0))
+	require.NoError(t, c.Encrypt(encrypted[0x10000:], plain[0x10000:], 0x10000))
+	keyFile := save(t, key)
+	trust := []string{"-chip", "esp32", "-trust", trusted(t)}
+	for name, args := range map[string][]string{
+		"plain":             {save(t, plain)},
+		"encrypted":         {"-key", keyFile, save(t, encrypted)},
+		"plain, walked":     append(trust, save(t, plain)),
+		"encrypted, walked": append(trust, "-key", keyFile, save(t, encrypted)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := espflash(t, args...)
+			require.NoError(t, err)
+			assert.Contains(t, out, "esp32, 1 MiB of flash")
+			assert.Contains(t, out, "bootloader  bootloader       0x001000  28 KiB   esp32 image")
+			assert.Contains(t, out, "esp32\n\nbootloader: signature 0")
+			assert.Contains(t, out, "the table has no OTA slot: the factory application starts")
+		})
+	}
+
+	// An image where no ROM looks for a bootloader does not say which chip it is.
+	odd := newDump(t)
+	copy(odd, plain[0x1000:0x3000])
+	out, err := espflash(t, save(t, odd))
+	require.NoError(t, err)
+	assert.Contains(t, out, "esp32c3, 4 MiB")
+}
+
 // A wrong key, or none, is said to be that: nothing is called damaged.
 func TestWrongKey(t *testing.T) {
 	key := bytes.Repeat([]byte{1, 2, 3, 4}, 8)

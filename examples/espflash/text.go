@@ -32,7 +32,7 @@ func writeText(w io.Writer, r *report) error {
 	}
 	writeSignatures(w, r)
 	for _, p := range r.Partitions {
-		if p.NVS != nil {
+		if p.NVS != nil && len(p.NVS.Values)+len(p.NVS.Damage) > 0 {
 			if err := writeNVS(w, p); err != nil {
 				return err
 			}
