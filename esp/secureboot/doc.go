@@ -6,7 +6,23 @@
 // which it holds in eFuse, and runs an image if one block is valid under one
 // trusted key. [Verifier] decides the same for an image in a file, in memory
 // or in flash, before it is activated; it satisfies quarklink's Verifier by
-// shape. [Sign] and [SignAt] sign with any crypto.Signer.
+// shape. [Signatures] says who signed an image.
+//
+// # Schemes
+//
+// A Verifier accepts the signature schemes that it is given: [RSA], and ECDSA
+// from package sbecdsa. A device is configured for one, and each scheme brings
+// its own code, so that a device with RSA has no elliptic curve in its memory.
+// Whatever it is given, it refuses what the chip does not have, by ESP-IDF's
+// SOC_SECURE_BOOT_V2_RSA, SOC_SECURE_BOOT_V2_ECC and SOC_ECDSA_SUPPORT_CURVE_P384:
+//
+//	ESP32 (from revision v3.0), ESP32-S2, S3, C3   RSA
+//	ESP32-C2, C61                                  ECDSA P-192, P-256
+//	ESP32-C6, H2                                   RSA, ECDSA P-192, P-256
+//	ESP32-C5, P4                                   RSA, ECDSA P-192, P-256, P-384
+//
+// P-384 needs a version of ESP-IDF after 5.3.1 that has
+// CONFIG_SECURE_BOOT_ECDSA_KEY_LEN_384_BITS.
 //
 // # Verdict
 //

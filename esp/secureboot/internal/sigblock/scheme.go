@@ -65,7 +65,8 @@ type SignFunc func(digest []byte, opts crypto.SignerOpts) ([]byte, error)
 // algorithms is what the ROM and ESP-IDF's bootloader of each chip verify:
 // SOC_SECURE_BOOT_V2_RSA, SOC_SECURE_BOOT_V2_ECC and
 // SOC_ECDSA_SUPPORT_CURVE_P384 of ESP-IDF's soc_caps.h. A chip with more than
-// one is configured for one of them.
+// one is configured for one of them. P-384 needs the eFuse SECURE_BOOT_SHA384_EN and
+// a version of ESP-IDF after 5.3.1.
 var algorithms = []struct {
 	chip image.Chip
 	set  Algorithm
@@ -78,8 +79,8 @@ var algorithms = []struct {
 	{image.ESP32C61, P192 | P256}, // no RSA accelerator
 	{image.ESP32C6, RSA3072 | P192 | P256},
 	{image.ESP32H2, RSA3072 | P192 | P256},
-	{image.ESP32P4, RSA3072 | P192 | P256 | P384}, // P-384 (SECURE_BOOT_SHA384_EN) from ESP-IDF 6.0 and revision v3.0
-	{image.ESP32C5, RSA3072 | P192 | P256 | P384}, // P-384 from ESP-IDF 5.5
+	{image.ESP32P4, RSA3072 | P192 | P256 | P384},
+	{image.ESP32C5, RSA3072 | P192 | P256 | P384},
 }
 
 // CheckChip returns why the chip does not verify signatures of that algorithm,
