@@ -12,6 +12,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/stretchr/testify/assert"
 )
 
 var now = time.Date(2026, 11, 22, 18, 0, 0, 0, time.UTC)
@@ -39,7 +41,8 @@ func Example() {
 	resp := &http.Response{
 		StatusCode: http.StatusForbidden,
 		Header:     http.Header{"Content-Type": {"application/problem+json"}},
-		Body:       io.NopCloser(strings.NewReader(`{"type":"urn:quarklink:error:device-revoked","title":"The device is revoked"}`)),
+		Body: io.NopCloser(strings.NewReader(
+			`{"type":"urn:quarklink:error:device-revoked","title":"The device is revoked"}`)),
 	}
 	err := FromResponse(resp, time.Now())
 	fmt.Println(err.Type)
@@ -71,23 +74,34 @@ func TestFromResponse(t *testing.T) {
 		{"members of the wrong type", 400, []string{"Content-Type", problemJSON}, `{"type":7,"title":["x"],"detail":"kept"}`,
 			Error{Status: 400, Detail: "kept"}, `HTTP 400 Bad Request: "kept"`},
 		{"not an object", 400, []string{"Content-Type", problemJSON}, `["type"]`, Error{Status: 400}, `HTTP 400 Bad Request`},
-		{"broken JSON", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x"`, Error{Status: 400}, `HTTP 400 Bad Request`},
-		{"JSON with more behind it", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x"} x`, Error{Status: 400}, `HTTP 400 Bad Request`},
-		{"type with a line break", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x\nlevel=info"}`, Error{Status: 400}, `HTTP 400 Bad Request`},
-		{"type too long", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:` + strings.Repeat("x", 300) + `"}`, Error{Status: 400}, `HTTP 400 Bad Request`},
+		{"broken JSON", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x"`, Error{Status: 400},
+			`HTTP 400 Bad Request`},
+		{"JSON with more behind it", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x"} x`,
+			Error{Status: 400}, `HTTP 400 Bad Request`},
+		{"type with a line break", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:x\nlevel=info"}`,
+			Error{Status: 400}, `HTTP 400 Bad Request`},
+		{"type too long", 400, []string{"Content-Type", problemJSON}, `{"type":"urn:` + strings.Repeat("x", 300) +
+			`"}`, Error{Status: 400}, `HTTP 400 Bad Request`},
 		{"plain text", 400, []string{"Content-Type", "text/plain; charset=UTF-8"}, "Error 400:\r\n\tBad \"request\".\n",
 			Error{Status: 400, Detail: `Error 400: Bad "request".`}, `HTTP 400 Bad Request: "Error 400: Bad \"request\"."`},
-		{"text that does not say so", 401, nil, "denied\n", Error{Status: 401, Detail: "denied"}, `HTTP 401 Unauthorized: "denied"`},
-		{"HTML says nothing", 502, []string{"Content-Type", "text/html"}, "<h1>Bad Gateway</h1>", Error{Status: 502}, `HTTP 502 Bad Gateway`},
-		{"other JSON says nothing", 404, []string{"Content-Type", "application/json"}, `{"type":"urn:x"}`, Error{Status: 404}, `HTTP 404 Not Found`},
+		{"text that does not say so", 401, nil, "denied\n", Error{Status: 401, Detail: "denied"},
+			`HTTP 401 Unauthorized: "denied"`},
+		{"HTML says nothing", 502, []string{"Content-Type", "text/html"}, "<h1>Bad Gateway</h1>", Error{Status: 502},
+			`HTTP 502 Bad Gateway`},
+		{"other JSON says nothing", 404, []string{"Content-Type", "application/json"}, `{"type":"urn:x"}`,
+			Error{Status: 404}, `HTTP 404 Not Found`},
 		{"hostile text", 500, []string{"Content-Type", "text/plain"}, "a\x1b[2Jb\x00c\u202ed\u2028e\xfff",
 			Error{Status: 500, Detail: "a�[2Jb�c�d e�f"}, `HTTP 500 Internal Server Error: "a�[2Jb�c�d e�f"`},
 		{"long text", 500, []string{"Content-Type", "text/plain"}, long,
-			Error{Status: 500, Detail: long[:2*maxDetail] + "…"}, `HTTP 500 Internal Server Error: "` + long[:2*maxDetail] + `…"`},
+			Error{Status: 500, Detail: long[:2*maxDetail] + "…"},
+			`HTTP 500 Internal Server Error: "` + long[:2*maxDetail] + `…"`},
 		{"long title", 500, []string{"Content-Type", problemJSON}, `{"title":"` + long + `"}`,
-			Error{Status: 500, Title: long[:2*maxTitle] + "…"}, `HTTP 500 Internal Server Error: "` + long[:2*maxTitle] + `…"`},
-		{"challenge", 401, []string{"WWW-Authenticate", `Basic realm="x"`}, "", Error{Status: 401, Challenge: true}, `HTTP 401 Unauthorized`},
-		{"a challenge belongs to 401", 403, []string{"WWW-Authenticate", `Basic realm="x"`}, "", Error{Status: 403}, `HTTP 403 Forbidden`},
+			Error{Status: 500, Title: long[:2*maxTitle] + "…"},
+			`HTTP 500 Internal Server Error: "` + long[:2*maxTitle] + `…"`},
+		{"challenge", 401, []string{"WWW-Authenticate", `Basic realm="x"`}, "", Error{Status: 401, Challenge: true},
+			`HTTP 401 Unauthorized`},
+		{"a challenge belongs to 401", 403, []string{"WWW-Authenticate", `Basic realm="x"`}, "", Error{Status: 403},
+			`HTTP 403 Forbidden`},
 		{"delay", 202, []string{"Retry-After", "600"}, "", Error{Status: 202, After: 10 * time.Minute, HasAfter: true},
 			`HTTP 202 Accepted; the server asks to wait 10m0s`},
 		{"delay on any status", 418, []string{"Retry-After", "1"}, "", Error{Status: 418, After: time.Second, HasAfter: true},
@@ -97,15 +111,9 @@ func TestFromResponse(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			resp, b := answer(tt.status, strings.NewReader(tt.body), tt.fields...)
 			got := FromResponse(resp, now)
-			if *got != tt.want {
-				t.Errorf("got  %+v\nwant %+v", *got, tt.want)
-			}
-			if got.Error() != tt.text {
-				t.Errorf("got  %s\nwant %s", got, tt.text)
-			}
-			if !b.closed {
-				t.Error("body is still open")
-			}
+			assert.Equal(t, tt.want, *got)
+			assert.Equal(t, tt.text, got.Error())
+			assert.True(t, b.closed, "body is still open")
 		})
 	}
 }
@@ -119,29 +127,18 @@ func TestErrorIsOneBoundedLine(t *testing.T) {
 
 func checkLine(t *testing.T, s string) {
 	t.Helper()
-	if len(s) > 8<<10 {
-		t.Errorf("%d bytes of text", len(s))
-	}
-	if !utf8.ValidString(s) {
-		t.Errorf("not UTF-8: %q", s)
-	}
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) }) >= 0 {
-		t.Errorf("more than one plain line: %q", s)
-	}
+	assert.LessOrEqual(t, len(s), 8<<10, "bytes of text")
+	assert.True(t, utf8.ValidString(s), "not UTF-8")
+	assert.Less(t, strings.IndexFunc(s, func(r rune) bool { return !unicode.IsGraphic(r) }), 0,
+		"more than one plain line")
 }
 
 func TestFromResponseReadsLittle(t *testing.T) {
 	resp, b := answer(500, endless{}, "Content-Type", "text/plain")
 	e := FromResponse(resp, now)
-	if b.read > maxErrorBody {
-		t.Errorf("read %d bytes", b.read)
-	}
-	if want := strings.Repeat("x", maxDetail) + "…"; e.Detail != want {
-		t.Errorf("detail is %q", e.Detail)
-	}
-	if !b.closed {
-		t.Error("body is still open")
-	}
+	assert.LessOrEqual(t, b.read, maxErrorBody)
+	assert.Equal(t, strings.Repeat("x", maxDetail)+"…", e.Detail)
+	assert.True(t, b.closed, "body is still open")
 }
 
 type endless struct{}
@@ -151,12 +148,10 @@ func (endless) Read(p []byte) (int, error) { return copy(p, bytes.Repeat([]byte(
 func TestFromResponseBodyBreaksOff(t *testing.T) {
 	r := io.MultiReader(strings.NewReader("first words"), iotest.ErrReader(io.ErrUnexpectedEOF))
 	resp, b := answer(500, r, "Content-Type", "text/plain")
-	if e := FromResponse(resp, now); e.Status != 500 || e.Detail != "first words" {
-		t.Errorf("got %+v", e)
-	}
-	if !b.closed {
-		t.Error("body is still open")
-	}
+	e := FromResponse(resp, now)
+	assert.Equal(t, 500, e.Status)
+	assert.Equal(t, "first words", e.Detail)
+	assert.True(t, b.closed, "body is still open")
 }
 
 func TestRetryAfter(t *testing.T) {
@@ -190,9 +185,8 @@ func TestRetryAfter(t *testing.T) {
 		{"2026-11-22T18:00:30Z", 0, false},
 	} {
 		got, ok := retryAfter(tt.field, now)
-		if got != tt.want || ok != tt.ok {
-			t.Errorf("%q: %v, %v; want %v, %v", tt.field, got, ok, tt.want, tt.ok)
-		}
+		assert.Equal(t, tt.want, got, tt.field)
+		assert.Equal(t, tt.ok, ok, tt.field)
 	}
 }
 
@@ -211,24 +205,21 @@ func TestReadBody(t *testing.T) {
 		{"one more", strings.NewReader("0123456789a"), -1, "", ErrTooLarge},
 		{"one more announced", iotest.ErrReader(errors.New("must not be read")), limit + 1, "", ErrTooLarge},
 		{"endless", endless{}, -1, "", ErrTooLarge},
-		{"breaks off", io.MultiReader(strings.NewReader("012"), iotest.ErrReader(io.ErrUnexpectedEOF)), limit, "", io.ErrUnexpectedEOF},
+		{"breaks off", io.MultiReader(strings.NewReader("012"), iotest.ErrReader(io.ErrUnexpectedEOF)), limit, "",
+			io.ErrUnexpectedEOF},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			resp, b := answer(200, tt.body)
 			resp.ContentLength = tt.length
 			got, err := ReadBody(resp, limit)
-			if string(got) != tt.want || !errors.Is(err, tt.err) || (tt.err == nil) != (err == nil) {
-				t.Errorf("got %q, %v; want %q, %v", got, err, tt.want, tt.err)
+			assert.Equal(t, tt.want, string(got))
+			assert.ErrorIs(t, err, tt.err)
+			assert.Equal(t, err == nil, tt.err == nil)
+			if errors.Is(err, ErrTooLarge) {
+				assert.ErrorContains(t, err, "10 bytes")
 			}
-			if errors.Is(err, ErrTooLarge) && !strings.Contains(err.Error(), "10 bytes") {
-				t.Errorf("%v does not say the limit", err)
-			}
-			if b.read > limit+1 {
-				t.Errorf("read %d bytes", b.read)
-			}
-			if !b.closed {
-				t.Error("body is still open")
-			}
+			assert.LessOrEqual(t, b.read, limit+1)
+			assert.True(t, b.closed, "body is still open")
 		})
 	}
 }
@@ -244,11 +235,12 @@ func FuzzFromResponse(f *testing.F) {
 		for _, s := range []string{e.Type, e.Title, e.Detail} {
 			checkLine(t, s)
 		}
-		if e.After < 0 || e.After > maxAfter || !e.HasAfter && e.After != 0 {
-			t.Errorf("asks to wait %v, %v", e.After, e.HasAfter)
+		assert.GreaterOrEqual(t, e.After, time.Duration(0))
+		assert.LessOrEqual(t, e.After, time.Duration(maxAfter))
+		if !e.HasAfter {
+			assert.Zero(t, e.After)
 		}
-		if !b.closed || b.read > maxErrorBody {
-			t.Errorf("closed %v, read %d bytes", b.closed, b.read)
-		}
+		assert.True(t, b.closed)
+		assert.LessOrEqual(t, b.read, maxErrorBody)
 	})
 }
