@@ -1,16 +1,17 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
@@ -51,19 +52,22 @@ func client(i *instance) *Client {
 const digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 func TestStatus(t *testing.T) {
-	i := &instance{body: `{"deviceID":"d","state":"enrolled","certificateExpired":true,"batch":"b","pollAfter":20,"later":{"x":1},
-		"firmware":{"name":"n","version":"1.8.1","size":991184,"sha256":"` + digest + `","secureVersion":3,"attributes":{"chip":"esp32c3"}}}`}
+	i := &instance{body: `{"deviceID":"d","state":"enrolled","certificateExpired":true,"batch":"b","pollAfter":20,
+		"later":{"x":1},"firmware":{"name":"n","version":"1.8.1","size":991184,"sha256":"` + digest + `",
+		"secureVersion":3,"attributes":{"chip":"esp32c3"}}}`}
 	s, err := client(i).Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.State != "enrolled" || !s.CertificateExpired || s.Batch != "b" || s.PollAfter != 20 || s.Firmware.Size != 991184 ||
-		fmt.Sprintf("%x", s.Firmware.SHA256) != digest || s.Firmware.SecureVersion != 3 || s.Firmware.Attributes["chip"] != "esp32c3" {
-		t.Errorf("%+v %+v", s, s.Firmware)
-	}
-	if i.asked.Method != "GET" || i.asked.URL.String() != "https://instance.test:6000/quarklink/v1/status" || i.asked.Header.Get(FirmwareField) != `version="1"` {
-		t.Errorf("asked %s %s %v", i.asked.Method, i.asked.URL, i.asked.Header)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, "enrolled", s.State)
+	assert.True(t, s.CertificateExpired)
+	assert.Equal(t, "b", s.Batch)
+	assert.EqualValues(t, 20, s.PollAfter)
+	assert.EqualValues(t, 991184, s.Firmware.Size)
+	assert.Equal(t, digest, fmt.Sprintf("%x", s.Firmware.SHA256))
+	assert.EqualValues(t, 3, s.Firmware.SecureVersion)
+	assert.Equal(t, "esp32c3", s.Firmware.Attributes["chip"])
+	assert.Equal(t, "GET", i.asked.Method)
+	assert.Equal(t, "https://instance.test:6000/quarklink/v1/status", i.asked.URL.String())
+	assert.Equal(t, `version="1"`, i.asked.Header.Get(FirmwareField))
 }
 
 func TestRefusedAnswers(t *testing.T) {
@@ -72,9 +76,7 @@ func TestRefusedAnswers(t *testing.T) {
 		attributes[fmt.Sprint(n)] = ""
 	}
 	many, err := json.Marshal(attributes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	firmware := func(members string) string { return `{"state":"enrolled","firmware":{` + members + `}}` }
 	for name, i := range map[string]*instance{
 		"no JSON":             {body: "hello"},
@@ -93,9 +95,8 @@ func TestRefusedAnswers(t *testing.T) {
 		"created":             {body: `{"state":"enrolled"}`, status: 201},
 		"partial":             {body: `{"state":"enrolled"}`, status: 206},
 	} {
-		if s, err := client(i).Status(t.Context()); err == nil {
-			t.Errorf("%s: %+v", name, s)
-		}
+		_, err := client(i).Status(t.Context())
+		assert.Error(t, err, name)
 	}
 }
 
@@ -103,60 +104,52 @@ func TestRefusedAnswers(t *testing.T) {
 // token.
 func TestSecretsStayInside(t *testing.T) {
 	i := &instance{body: `{"type":"database_direct","port":"eyJ.secret.token","token":"eyJ.secret.token"}`}
-	if _, err := client(i).Connection(t.Context()); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("error %v", err)
-	}
+	_, err := client(i).Connection(t.Context())
+	require.Error(t, err)
+	assert.NotContains(t, err.Error(), "secret")
 }
 
 func TestConnection(t *testing.T) {
-	i := &instance{body: `{"type":"iot_hub","endpoint":"hub.test","port":8883,"rootCA":"PEM","scopeID":"s","firmwareUpdateTopic":"t"}`}
+	i := &instance{body: `{"type":"iot_hub","endpoint":"hub.test","port":8883,"rootCA":"PEM",
+		"scopeID":"s","firmwareUpdateTopic":"t"}`}
 	got, err := client(i).Connection(t.Context())
-	want := Connection{Type: TypeIoTHub, Endpoint: "hub.test", Port: 8883, RootCA: "PEM", ScopeID: "s", FirmwareUpdateTopic: "t"}
-	if err != nil || got != want {
-		t.Errorf("%+v, %v", got, err)
-	}
+	want := Connection{Type: TypeIoTHub, Endpoint: "hub.test", Port: 8883, RootCA: "PEM", ScopeID: "s",
+		FirmwareUpdateTopic: "t"}
+	require.NoError(t, err)
+	assert.Equal(t, want, got)
 	i.body = `{"type":"iot_hub","port":70000}`
-	if _, err := client(i).Connection(t.Context()); err == nil {
-		t.Error("a port of 70000")
-	}
+	_, err = client(i).Connection(t.Context())
+	assert.Error(t, err, "a port of 70000")
 }
 
 func TestGetFirmware(t *testing.T) {
 	i := &instance{body: "image"}
 	body, length, err := client(i).GetFirmware(t.Context(), Digest{1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer body.Close()
-	if b, err := io.ReadAll(body); err != nil || string(b) != "image" || length != 5 {
-		t.Errorf("%q of %d, %v", b, length, err)
-	}
-	if got, want := i.asked.Header.Get("If-Match"), `"01`+strings.Repeat("00", 31)+`"`; got != want {
-		t.Errorf("If-Match %s, want %s", got, want)
-	}
+	b, err := io.ReadAll(body)
+	require.NoError(t, err)
+	assert.Equal(t, "image", string(b))
+	assert.EqualValues(t, 5, length)
+	got, want := i.asked.Header.Get("If-Match"), `"01`+strings.Repeat("00", 31)+`"`
+	assert.Equal(t, want, got, "If-Match")
 	for _, status := range []int{206, 304, 412, 404, 500} {
 		i.status = status
 		_, _, err := client(i).GetFirmware(t.Context(), Digest{})
 		var answer *problem.Error
-		if !errors.As(err, &answer) || answer.Status != status {
-			t.Errorf("status %d: %v", status, err)
-		}
+		require.ErrorAs(t, err, &answer)
+		assert.Equal(t, status, answer.Status)
 	}
 }
 
 func TestSendOutcome(t *testing.T) {
 	i := &instance{status: http.StatusNoContent}
-	if err := client(i).SendOutcome(t.Context(), Outcome{SHA256: Digest{0xAB}, Outcome: Failed, Code: 22, Detail: "d"}); err != nil {
-		t.Fatal(err)
-	}
-	if want := `{"sha256":"ab` + strings.Repeat("00", 31) + `","outcome":"failed","code":22,"detail":"d"}`; i.sent != want {
-		t.Errorf("sent %s, want %s", i.sent, want)
-	}
+	require.NoError(t, client(i).SendOutcome(t.Context(),
+		Outcome{SHA256: Digest{0xAB}, Outcome: Failed, Code: 22, Detail: "d"}))
+	assert.Equal(t, `{"sha256":"ab`+strings.Repeat("00", 31)+`","outcome":"failed","code":22,"detail":"d"}`, i.sent)
 	for _, status := range []int{202, 301, 400, 503} {
 		i.status = status
-		if err := client(i).SendOutcome(t.Context(), Outcome{}); err == nil {
-			t.Errorf("status %d: no error", status)
-		}
+		assert.Error(t, client(i).SendOutcome(t.Context(), Outcome{}), status)
 	}
 }
 
@@ -168,20 +161,17 @@ func FuzzStatus(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if s.State == "" || s.Firmware != nil && len(s.Firmware.Attributes) > maxAttributes {
-			t.Errorf("accepted %+v", s)
+		assert.NotEmpty(t, s.State)
+		if s.Firmware != nil {
+			assert.LessOrEqual(t, len(s.Firmware.Attributes), maxAttributes)
 		}
 		again, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		var same Status
-		if err := json.Unmarshal(again, &same); err != nil {
-			t.Fatal(err)
-		}
-		if twice, err := json.Marshal(same); err != nil || !bytes.Equal(again, twice) {
-			t.Errorf("%s became %s", again, twice)
-		}
+		require.NoError(t, json.Unmarshal(again, &same))
+		twice, err := json.Marshal(same)
+		require.NoError(t, err)
+		assert.Equal(t, twice, again)
 	})
 }
 
@@ -190,8 +180,8 @@ func FuzzConnection(f *testing.F) {
 	f.Add([]byte(`{"type":"database_direct","token":"eyJ"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		conn, err := client(&instance{body: string(body)}).Connection(context.Background())
-		if err != nil && conn != (Connection{}) {
-			t.Errorf("%+v came with %v", conn, err)
+		if err != nil {
+			assert.Zero(t, conn)
 		}
 	})
 }
