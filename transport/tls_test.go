@@ -20,6 +20,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/transport"
 )
@@ -33,9 +36,7 @@ type authority struct {
 func newKey(t *testing.T) crypto.Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return key
 }
 
@@ -48,13 +49,9 @@ func newAuthority(t *testing.T, name string) authority {
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return authority{cert, key}
 }
 
@@ -65,9 +62,7 @@ func (a authority) issue(t *testing.T, name string, hosts ...string) tls.Certifi
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: hosts,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 	}, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -82,9 +77,7 @@ func (a authority) pool() *x509.CertPool {
 func serve(t *testing.T, cfg *tls.Config) string {
 	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -143,14 +136,15 @@ func TestTLS(t *testing.T) {
 		{"no certificate", good, "TLS 1.3 X25519MLKEM768 nobody"},
 		{"nil certificate", good.As(nil), "TLS 1.3 X25519MLKEM768 nobody"},
 		{"certificate of an issuer the server does not name", good.As(&id), "TLS 1.3 X25519MLKEM768 device"},
-		{"over a carrier", change(func(tr *transport.TLS) { tr.Addr, tr.Under = "", transport.TCP(addr) }), "TLS 1.3 X25519MLKEM768 nobody"},
-		{"TLS 1.2 asked for", change(func(tr *transport.TLS) { tr.Addr, tr.MinVersion = addr12, tls.VersionTLS12 }), "TLS 1.2 X25519 nobody"},
+		{"over a carrier", change(func(tr *transport.TLS) { tr.Addr, tr.Under = "", transport.TCP(addr) }),
+			"TLS 1.3 X25519MLKEM768 nobody"},
+		{"TLS 1.2 asked for", change(func(tr *transport.TLS) { tr.Addr, tr.MinVersion = addr12, tls.VersionTLS12 }),
+			"TLS 1.2 X25519 nobody"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := hear(t, test.tr)
-			if err != nil || got != test.want {
-				t.Errorf("got %q, %v; want %q", got, err, test.want)
-			}
+			require.NoError(t, err)
+			assert.Equal(t, test.want, got)
 		})
 	}
 
@@ -173,16 +167,15 @@ func TestTLS(t *testing.T) {
 		{"TLS 1.1 asked for", change(func(tr *transport.TLS) { tr.MinVersion = tls.VersionTLS11 }), nil},
 		{"clock of 1970", change(func(tr *transport.TLS) { tr.Time = func() time.Time { return time.Unix(0, 0) } }),
 			func(err error) bool { return errors.Is(err, transport.ErrClock) && verification(err) }},
-		{"certificate expired", change(func(tr *transport.TLS) { tr.Time = func() time.Time { return time.Now().Add(2 * time.Hour) } }),
+		{"certificate expired",
+			change(func(tr *transport.TLS) { tr.Time = func() time.Time { return time.Now().Add(2 * time.Hour) } }),
 			func(err error) bool { return !errors.Is(err, transport.ErrClock) && verification(err) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := hear(t, test.tr)
-			if err == nil {
-				t.Fatalf("connected: %q", got)
-			}
-			if test.check != nil && !test.check(err) {
-				t.Errorf("not the error that it should be: %v", err)
+			require.Error(t, err, got)
+			if test.check != nil {
+				assert.True(t, test.check(err), "not the error that it should be: %v", err)
 			}
 		})
 	}
@@ -197,9 +190,8 @@ func TestTLSClockOfAStranger(t *testing.T) {
 	past := func() time.Time { return time.Now().Add(-1000 * time.Hour) }
 	for _, addr := range []string{addr, elsewhere} {
 		_, err := hear(t, transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool(), Time: past})
-		if err == nil || errors.Is(err, transport.ErrClock) {
-			t.Errorf("error %v", err)
-		}
+		require.Error(t, err)
+		assert.NotErrorIs(t, err, transport.ErrClock)
 	}
 }
 
@@ -213,16 +205,12 @@ func TestTLSOffer(t *testing.T) {
 		offers <- hello
 		return &tls.Config{Certificates: []tls.Certificate{server}}, nil
 	}})
-	if _, err := hear(t, transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool()}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := hear(t, transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool()})
+	require.NoError(t, err)
 	hello := <-offers
-	if hello.SupportedCurves[0] != 0x11EC {
-		t.Errorf("groups offered: %v, want 0x11EC (X25519MLKEM768) first", hello.SupportedCurves)
-	}
-	if len(hello.SupportedVersions) != 1 || hello.SupportedVersions[0] != tls.VersionTLS13 {
-		t.Errorf("versions offered: %#x, want TLS 1.3 alone", hello.SupportedVersions)
-	}
+	assert.EqualValues(t, 0x11EC, hello.SupportedCurves[0], "groups offered")
+	require.Len(t, hello.SupportedVersions, 1, "versions offered")
+	assert.EqualValues(t, tls.VersionTLS13, hello.SupportedVersions[0], "versions offered")
 }
 
 // TestTLSWithOpenSSL runs against openssl s_server, which knows only NIST
@@ -236,14 +224,11 @@ func TestTLSWithOpenSSL(t *testing.T) {
 			addr := counterpart.SServer(t, server, []*x509.Certificate{root.cert}, version, "-groups", "P-256:P-384")
 			tr := transport.TLS{Addr: addr, ServerName: "instance.test", Roots: root.pool(), MinVersion: tls.VersionTLS12}
 			conn, err := tr.As(&id).Dial(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			defer conn.Close()
 			fmt.Fprint(conn, "quark\n")
-			if got, err := bufio.NewReader(conn).ReadString('\n'); got != "krauq\n" {
-				t.Errorf("s_server -rev answered %q, %v", got, err)
-			}
+			got, _ := bufio.NewReader(conn).ReadString('\n')
+			assert.Equal(t, "krauq\n", got, "s_server -rev answered")
 		})
 	}
 }
@@ -256,20 +241,17 @@ func TestTLSCloseIsPrompt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clientSide, serverSide := net.Pipe()
 		go func() { // a peer that shakes hands and then leaves its line alone
-			c := tls.Server(serverSide, &tls.Config{Certificates: []tls.Certificate{server}, SessionTicketsDisabled: true, Time: realTime})
+			c := tls.Server(serverSide, &tls.Config{Certificates: []tls.Certificate{server},
+				SessionTicketsDisabled: true, Time: realTime})
 			c.Handshake()
 		}()
 		tr := transport.TLS{ServerName: "instance.test", Roots: root.pool(), Time: realTime,
 			Under: transport.Func(func(context.Context) (net.Conn, error) { return clientSide, nil })}
 		conn, err := tr.Dial(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		start := time.Now()
 		conn.Close()
-		if took := time.Since(start); took > time.Second {
-			t.Errorf("Close took %v", took)
-		}
+		assert.LessOrEqual(t, time.Since(start), time.Second, "Close took")
 	})
 }
 
@@ -289,11 +271,9 @@ func TestTLSDialObeysContext(t *testing.T) {
 		defer cancel()
 		tr := transport.TLS{ServerName: "instance.test", Roots: x509.NewCertPool(),
 			Under: transport.Func(func(context.Context) (net.Conn, error) { return clientSide, nil })}
-		if _, err := tr.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Dial: %v, want the context's error", err)
-		}
-		if _, err := clientSide.Write([]byte{0}); err == nil {
-			t.Error("the carrier was left open")
-		}
+		_, err := tr.Dial(ctx)
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		_, err = clientSide.Write([]byte{0})
+		assert.Error(t, err, "the carrier was left open")
 	})
 }
