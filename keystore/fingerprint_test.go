@@ -18,23 +18,22 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 )
 
 func ecdsaKey(t testing.TB, curve elliptic.Curve) *ecdsa.PublicKey {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return &key.PublicKey
 }
 
 func rsaKey(t testing.TB, bits int) *rsa.PublicKey {
 	key, err := rsa.GenerateKey(rand.Reader, bits)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return &key.PublicKey
 }
 
@@ -42,9 +41,7 @@ func rsaKey(t testing.TB, bits int) *rsa.PublicKey {
 // modulus does.
 func modulus(t testing.TB, bits int) *big.Int {
 	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(bits-1)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return n.SetBit(n.SetBit(n, bits-1, 1), 0, 1)
 }
 
@@ -60,19 +57,15 @@ func TestFingerprintIsThatOfX509(t *testing.T) {
 	}
 	for range 20 { // coordinates with leading zeros come by
 		public, _, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		keys = append(keys, public, ecdsaKey(t, elliptic.P256()), ecdsaKey(t, elliptic.P384()), ecdsaKey(t, elliptic.P521()))
 	}
 	for _, key := range keys {
 		info, err := x509.MarshalPKIXPublicKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := keystore.Fingerprint(key); err != nil || got != sha256.Sum256(info) {
-			t.Errorf("%T %v: got %x, %v; want %x", key, key, got, err, sha256.Sum256(info))
-		}
+		require.NoError(t, err)
+		got, err := keystore.Fingerprint(key)
+		require.NoError(t, err)
+		assert.Equal(t, sha256.Sum256(info), got)
 	}
 }
 
@@ -88,17 +81,13 @@ func TestFingerprintIsThatOfOpenSSL(t *testing.T) {
 			args = append(args, "-pkeyopt", algorithm[1])
 		}
 		private, err := exec.CommandContext(t.Context(), openssl, args...).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		run := func(command string, in []byte) []byte {
 			cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
 			cmd.Stdin = bytes.NewReader(in)
 			cmd.Stderr = os.Stderr
 			out, err := cmd.Output()
-			if err != nil {
-				t.Fatalf("%s: %v", command, err)
-			}
+			require.NoError(t, err, command)
 			return out
 		}
 		public := run("openssl pkey -pubout", private)
@@ -106,13 +95,10 @@ func TestFingerprintIsThatOfOpenSSL(t *testing.T) {
 
 		block, _ := pem.Decode(public)
 		key, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		got, err := keystore.Fingerprint(key)
-		if want := strings.Fields(string(sum))[0]; err != nil || fmt.Sprintf("%x", got) != want {
-			t.Errorf("%v: got %x, %v; want %s", algorithm, got, err, want)
-		}
+		require.NoError(t, err, algorithm)
+		assert.Equal(t, strings.Fields(string(sum))[0], fmt.Sprintf("%x", got), algorithm)
 	}
 }
 
@@ -123,25 +109,24 @@ func TestFingerprintRefuses(t *testing.T) {
 	good := ecdsaKey(t, elliptic.P256())
 	n := modulus(t, 2048)
 	ecdhKey, err := good.ECDH()
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	big1 := big.NewInt(1)
 	for what, key := range map[string]crypto.PublicKey{
-		"nothing":              nil,
-		"another type":         "key",
-		"a private key":        &ecdsa.PrivateKey{PublicKey: *good},
-		"not a pointer":        *good,
-		"ECDH":                 ecdhKey,
-		"no key at all":        new(big.Int),
-		"nil ECDSA":            (*ecdsa.PublicKey)(nil),
-		"empty ECDSA":          &ecdsa.PublicKey{},
-		"ECDSA without point":  &ecdsa.PublicKey{Curve: elliptic.P256()},
-		"ECDSA without Y":      &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X},
-		"off the curve":        &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X, Y: new(big.Int).Add(good.Y, big1)},
-		"at infinity":          &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int), Y: new(big.Int)},
-		"negative coordinate":  &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X, Y: new(big.Int).Neg(good.Y)},
-		"coordinate too large": &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Add(good.X, elliptic.P256().Params().P), Y: good.Y},
+		"nothing":             nil,
+		"another type":        "key",
+		"a private key":       &ecdsa.PrivateKey{PublicKey: *good},
+		"not a pointer":       *good,
+		"ECDH":                ecdhKey,
+		"no key at all":       new(big.Int),
+		"nil ECDSA":           (*ecdsa.PublicKey)(nil),
+		"empty ECDSA":         &ecdsa.PublicKey{},
+		"ECDSA without point": &ecdsa.PublicKey{Curve: elliptic.P256()},
+		"ECDSA without Y":     &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X},
+		"off the curve":       &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X, Y: new(big.Int).Add(good.Y, big1)},
+		"at infinity":         &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int), Y: new(big.Int)},
+		"negative coordinate": &ecdsa.PublicKey{Curve: elliptic.P256(), X: good.X, Y: new(big.Int).Neg(good.Y)},
+		"coordinate too large": &ecdsa.PublicKey{Curve: elliptic.P256(),
+			X: new(big.Int).Add(good.X, elliptic.P256().Params().P), Y: good.Y},
 		"on another curve":     &ecdsa.PublicKey{Curve: elliptic.P384(), X: good.X, Y: good.Y},
 		"P-224":                ecdsaKey(t, elliptic.P224()),
 		"a curve of one's own": &ecdsa.PublicKey{Curve: namedCurve{elliptic.P256()}, X: good.X, Y: good.Y},
@@ -161,8 +146,8 @@ func TestFingerprintRefuses(t *testing.T) {
 		"short Ed25519":        make(ed25519.PublicKey, 31),
 		"long Ed25519":         make(ed25519.PublicKey, 33),
 	} {
-		if got, err := keystore.Fingerprint(key); err == nil || got != [32]byte{} {
-			t.Errorf("%s: got %x, %v; want an error", what, got, err)
-		}
+		got, err := keystore.Fingerprint(key)
+		require.Error(t, err, what)
+		assert.Equal(t, [32]byte{}, got, what)
 	}
 }

@@ -1,15 +1,16 @@
 package keystore_test
 
 import (
-	"errors"
 	"io/fs"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
 
 	"github.com/quarklink-go/quarklink/keystore"
 )
 
 func TestStaticWithoutSigner(t *testing.T) {
-	if signer, err := keystore.Static(nil).Signer(t.Context(), keystore.Device); signer != nil || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("got %v, %v; want fs.ErrNotExist", signer, err)
-	}
+	signer, err := keystore.Static(nil).Signer(t.Context(), keystore.Device)
+	assert.Nil(t, signer)
+	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
