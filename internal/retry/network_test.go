@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/internal/exchange"
 )
 
@@ -53,9 +56,7 @@ func pki(t *testing.T) (server tls.Certificate, roots *x509.CertPool) {
 func serve(t *testing.T, handle func(*net.TCPConn)) (addr string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var wg sync.WaitGroup
 	t.Cleanup(func() { ln.Close(); wg.Wait() })
 	wg.Go(func() {
@@ -142,9 +143,7 @@ func TestAgainConnectionCut(t *testing.T) {
 
 	t.Run("refused", func(t *testing.T) {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		ln.Close()
 		wantAgain(t, post(t.Context(), newClient(t, trusting(roots)), ln.Addr().String()), true)
 	})
@@ -152,12 +151,9 @@ func TestAgainConnectionCut(t *testing.T) {
 
 func wantAgain(t *testing.T, err error, want bool) {
 	t.Helper()
-	if err == nil {
-		t.Fatal("no error")
-	}
-	if _, again := Again(err); again != want {
-		t.Errorf("again = %v for %#v: %v", again, errors.Unwrap(err), err)
-	}
+	require.Error(t, err)
+	_, again := Again(err)
+	assert.Equal(t, want, again, errors.Unwrap(err))
 	t.Log(err)
 }
 
@@ -215,10 +211,16 @@ func TestAgainRefused(t *testing.T) {
 		{"expired", &tls.Config{}, &tls.Config{RootCAs: roots, Time: func() time.Time { return time.Unix(1<<40, 0) }}},
 		{"not yet valid", &tls.Config{}, &tls.Config{RootCAs: roots, Time: func() time.Time { return time.Unix(-1, 0) }}},
 		{"version", &tls.Config{MaxVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}},
-		{"client certificate, TLS 1.2", &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots}},
-		{"client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13}, &tls.Config{RootCAs: roots}},
-		{"untrusted client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13},
-			&tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }}},
+		{"client certificate, TLS 1.2", &tls.Config{ClientAuth: tls.RequireAnyClientCert,
+			MaxVersion: tls.VersionTLS12}, &tls.Config{RootCAs: roots}},
+		{"client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAnyClientCert,
+			MinVersion: tls.VersionTLS13}, &tls.Config{RootCAs: roots}},
+		{"untrusted client certificate, TLS 1.3", &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert,
+			ClientCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13},
+			&tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate,
+				error) {
+				return &cert, nil
+			}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.server.Certificates = []tls.Certificate{cert}

@@ -11,11 +11,13 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
@@ -86,18 +88,16 @@ func TestAgain(t *testing.T) {
 		{request(&fs.PathError{Op: "read", Path: "/dev/i2c-1", Err: syscall.EIO}), 0, false},
 	} {
 		after, again := Again(tt.err)
-		if after != tt.after || again != tt.again {
-			t.Errorf("%T %v: %v, %v; want %v, %v", tt.err, tt.err, after, again, tt.after, tt.again)
-		}
+		assert.Equal(t, tt.after, after, "%v, %v", tt.err, tt.err)
+		assert.Equal(t, tt.again, again, "%v, %v", tt.err, tt.err)
 	}
 }
 
 func TestAgainStatuses(t *testing.T) {
 	transient := map[int]bool{202: true, 408: true, 425: true, 429: true, 500: true, 502: true, 503: true, 504: true}
 	for status := 100; status < 600; status++ {
-		if _, again := Again(&problem.Error{Status: status}); again != transient[status] {
-			t.Errorf("%d: again = %v", status, again)
-		}
+		_, again := Again(&problem.Error{Status: status})
+		assert.Equal(t, transient[status], again)
 	}
 }
 
@@ -121,32 +121,24 @@ func TestDoSchedule(t *testing.T) {
 	for range 100 {
 		synctest.Test(t, func(t *testing.T) {
 			op, calls := failing(busy, busy, busy, busy, busy, busy)
-			if err := Do(t.Context(), op); err != error(busy) {
-				t.Errorf("got %v, want the last error as it is", err)
-			}
-			if len(*calls) != maxTries {
-				t.Fatalf("%d tries", len(*calls))
-			}
+			assert.Equal(t, error(busy), Do(t.Context(), op))
+			require.Len(t, *calls, maxTries)
 			for i := range maxTries - 1 {
 				got, middle := (*calls)[i+1]-(*calls)[i], firstInterval<<i
-				if got < middle/2 || got > middle*3/2 {
-					t.Errorf("interval %d is %v, want %v plus or minus half", i+1, got, middle)
-				}
+				assert.GreaterOrEqual(t, got, middle/2, i+1)
+				assert.LessOrEqual(t, got, middle*3/2, i+1)
 				seen[got] = true
 			}
 		})
 	}
-	if len(seen) < 100 {
-		t.Errorf("%d different intervals in 100 runs: no jitter", len(seen))
-	}
+	assert.GreaterOrEqual(t, len(seen), 100, "different intervals in 100 runs: no jitter")
 }
 
 func TestDoSucceedsInTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		op, calls := failing(io.EOF, &problem.Error{Status: 429}, io.ErrUnexpectedEOF, &problem.Error{Status: 202})
-		if err := Do(t.Context(), op); err != nil || len(*calls) != 5 {
-			t.Errorf("%v after %d tries", err, len(*calls))
-		}
+		require.NoError(t, Do(t.Context(), op))
+		assert.Len(t, *calls, 5)
 	})
 }
 
@@ -154,9 +146,8 @@ func TestDoFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		final := fmt.Errorf("step: %w", &problem.Error{Status: 401, Challenge: true})
 		op, calls := failing(io.EOF, final)
-		if err := Do(t.Context(), op); err != final || len(*calls) != 2 {
-			t.Errorf("%v after %d tries", err, len(*calls))
-		}
+		assert.Equal(t, final, Do(t.Context(), op))
+		assert.Len(t, *calls, 2)
 	})
 }
 
@@ -188,19 +179,16 @@ func TestDoRetryAfter(t *testing.T) {
 				op, calls := failing(first)
 				start := time.Now()
 				err := Do(ctx, op)
-				if len(*calls) != tt.tries {
-					t.Fatalf("%d tries, want %d", len(*calls), tt.tries)
-				}
+				require.Len(t, *calls, tt.tries)
 				if tt.tries == 1 {
-					if err != first || time.Since(start) != 0 {
-						t.Errorf("got %v after %v, want the error at once", err, time.Since(start))
-					}
+					assert.Equal(t, first, err)
+					assert.EqualValues(t, 0, time.Since(start))
 					return
 				}
 				waited, jitter := (*calls)[1], (*calls)[1]-tt.after
-				if err != nil || jitter < firstInterval/2 || jitter > firstInterval*3/2 {
-					t.Errorf("got %v after %v, want success a little later than %v", err, waited, tt.after)
-				}
+				require.NoError(t, err, "%v, %v", waited, tt.after)
+				assert.GreaterOrEqual(t, jitter, time.Duration(firstInterval/2), "%v, %v", waited, tt.after)
+				assert.LessOrEqual(t, jitter, time.Duration(firstInterval*3/2), "%v, %v", waited, tt.after)
 			})
 		})
 	}
@@ -214,22 +202,15 @@ func TestDoContextEndsWhileWaiting(t *testing.T) {
 		time.AfterFunc(10*time.Second, cancel)
 		start := time.Now()
 		err := Do(ctx, op)
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("%v is not context.Canceled", err)
-		}
+		assert.ErrorIs(t, err, context.Canceled, "is not context.Canceled")
 		var last *problem.Error
-		if !errors.As(err, &last) || last != busy {
-			t.Errorf("%v has lost the last error", err)
-		}
-		if !strings.Contains(err.Error(), busy.Error()) {
-			t.Errorf("%q does not say why", err)
-		}
-		if time.Since(start) != 10*time.Second || len(*calls) != 1 {
-			t.Errorf("%d tries, returned after %v", len(*calls), time.Since(start))
-		}
-		if _, again := Again(err); again {
-			t.Error("a caller further up would try again")
-		}
+		require.ErrorAs(t, err, &last, "has lost the last error")
+		assert.Same(t, busy, last, "has lost the last error")
+		assert.Contains(t, err.Error(), busy.Error(), "does not say why")
+		assert.EqualValues(t, 10*time.Second, time.Since(start))
+		assert.Len(t, *calls, 1)
+		_, again := Again(err)
+		assert.False(t, again, "a caller further up would try again")
 	})
 }
 
@@ -253,9 +234,9 @@ func TestDoContextEndsDuringTheTry(t *testing.T) {
 				cancel(moved)
 				return tt.err
 			})
-			if tries != 1 || !errors.Is(err, tt.err) || errors.Is(err, context.Canceled) != tt.cancelled {
-				t.Errorf("%v after %d tries", err, tries)
-			}
+			assert.Equal(t, 1, tries)
+			assert.ErrorIs(t, err, tt.err)
+			assert.Equal(t, tt.cancelled, errors.Is(err, context.Canceled))
 		})
 	}
 }
@@ -264,15 +245,11 @@ func TestDoContextEndedBefore(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	err := Do(ctx, func(context.Context) error { t.Error("op was called"); return nil })
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
+	assert.ErrorIs(t, err, context.Canceled)
 }
 
 // A success counts although the context ended meanwhile.
 func TestDoSuccessWins(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := Do(ctx, func(context.Context) error { cancel(); return nil }); err != nil {
-		t.Errorf("got %v", err)
-	}
+	assert.NoError(t, Do(ctx, func(context.Context) error { cancel(); return nil }))
 }
