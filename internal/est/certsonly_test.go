@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/smallstep/pkcs7"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
 // tlv encodes an element in DER.
@@ -77,50 +79,69 @@ func TestParseCertsOnly(t *testing.T) {
 		{"list of certificates", tlv(0x30, cert), 0, "not SignedData"},
 		{"trailing byte", append(slices.Clone(good), 0), 0, "followed by other bytes"},
 		{"two messages", append(slices.Clone(good), good...), 0, "followed by other bytes"},
-		{"enveloped data", tlv(0x30, derEnveloped, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet))), 0, "not SignedData"},
+		{"enveloped data", tlv(0x30, derEnveloped, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs,
+			derEmptySet))), 0, "not SignedData"},
 		{"no content info", tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet), 0, "not SignedData"},
 		{"content info without content", tlv(0x30, derSignedData), 0, "malformed CMS ContentInfo"},
-		{"more in content info", tlv(0x30, derSignedData, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet)), derVersion), 0, "malformed CMS ContentInfo"},
+		{"more in content info", tlv(0x30, derSignedData, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent,
+			certs, derEmptySet)), derVersion), 0, "malformed CMS ContentInfo"},
 		{"version 3", message([]byte{2, 1, 3}, derEmptySet, derNoContent, certs, derEmptySet), 0, "version"},
 		{"long version", message([]byte{2, 2, 0, 1}, derEmptySet, derNoContent, certs, derEmptySet), 0, "version"},
 		{"digest algorithm", message(derVersion, digests, derNoContent, certs, derEmptySet), 0, "digest algorithms"},
 		{"content", message(derVersion, derEmptySet, octets("x"), certs, derEmptySet), 0, "content"},
-		{"content is not octets", message(derVersion, derEmptySet, tlv(0x30, derData, tlv(0xa0, tlv(5))), certs, derEmptySet), 0, "content"},
-		{"content tag without content", message(derVersion, derEmptySet, tlv(0x30, derData, tlv(0xa0)), certs, derEmptySet), 0, "content"},
+		{"content is not octets", message(derVersion, derEmptySet, tlv(0x30, derData, tlv(0xa0, tlv(5))), certs,
+			derEmptySet), 0, "content"},
+		{"content tag without content", message(derVersion, derEmptySet, tlv(0x30, derData, tlv(0xa0)), certs,
+			derEmptySet), 0, "content"},
 		{"content type", message(derVersion, derEmptySet, tlv(0x30, derSignedData), certs, derEmptySet), 0, "content type"},
 		{"certificates absent", message(derVersion, derEmptySet, derNoContent, derEmptySet), 0, "no certificates"},
 		{"zero certificates", message(derVersion, derEmptySet, derNoContent, tlv(0xa0), derEmptySet), 0, "no certificates"},
-		{"certificates as SET", message(derVersion, derEmptySet, derNoContent, tlv(0x31, cert), derEmptySet), 0, "no certificates"},
-		{"attribute certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert, tlv(0xa2, cert)), derEmptySet), 0, "certificate 2"},
-		{"not a certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert, tlv(0x30)), derEmptySet), 0, "certificate 2"},
-		{"certificate cut", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert[:len(cert)-1]), derEmptySet), 0, "not DER throughout"},
+		{"certificates as SET", message(derVersion, derEmptySet, derNoContent, tlv(0x31, cert), derEmptySet), 0,
+			"no certificates"},
+		{"attribute certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert, tlv(0xa2, cert)),
+			derEmptySet), 0, "certificate 2"},
+		{"not a certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert, tlv(0x30)),
+			derEmptySet), 0, "certificate 2"},
+		{"certificate cut", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, cert[:len(cert)-1]),
+			derEmptySet), 0, "not DER throughout"},
 		{"CRL", message(derVersion, derEmptySet, derNoContent, certs, tlv(0xa1, tlv(0x30)), derEmptySet), 0, "CRLs"},
-		{"crls before certificates", message(derVersion, derEmptySet, derNoContent, tlv(0xa1), certs, derEmptySet), 0, "no certificates"},
+		{"crls before certificates", message(derVersion, derEmptySet, derNoContent, tlv(0xa1), certs, derEmptySet),
+			0, "no certificates"},
 		{"signers absent", message(derVersion, derEmptySet, derNoContent, certs), 0, "signers"},
 		{"signer", message(derVersion, derEmptySet, derNoContent, certs, tlv(0x31, tlv(0x30, derVersion))), 0, "signers"},
-		{"more in signed data", message(derVersion, derEmptySet, derNoContent, certs, derEmptySet, derEmptySet), 0, "malformed CMS SignedData"},
+		{"more in signed data", message(derVersion, derEmptySet, derNoContent, certs, derEmptySet, derEmptySet), 0,
+			"malformed CMS SignedData"},
 
-		{"indefinite length, outermost", indefinite(0x30, derSignedData, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet))), 0, "in DER"},
-		{"indefinite length, certificates", message(derVersion, derEmptySet, derNoContent, indefinite(0xa0, cert), derEmptySet), 0, "not DER throughout"},
-		{"indefinite length, content", message(derVersion, derEmptySet, tlv(0x30, derData, tlv(0xa0, indefinite(0x24))), certs, derEmptySet), 0, "not DER throughout"},
-		{"length not minimal, outermost", longLength(0x30, derSignedData, tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet))), 0, "in DER"},
-		{"length not minimal, certificates", message(derVersion, derEmptySet, derNoContent, longLength(0xa0, cert), derEmptySet), 0, "not DER throughout"},
-		{"length not minimal, signers", message(derVersion, derEmptySet, derNoContent, certs, []byte{0x31, 0x81, 0}), 0, "not DER throughout"},
-		{"string in pieces within the certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, bytes.Replace(cert, []byte("\x0c\x03Lab"), []byte("\x2c\x03\x0c\x01L"), 1)), derEmptySet), 0, "not DER throughout"},
-		{"wrong length within the certificate", message(derVersion, derEmptySet, derNoContent, tlv(0xa0, bytes.Replace(cert, []byte("\x0c\x03Lab"), []byte("\x0c\x02Lab"), 1)), derEmptySet), 0, "not DER throughout"},
+		{"indefinite length, outermost", indefinite(0x30, derSignedData,
+			tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet))), 0, "in DER"},
+		{"indefinite length, certificates", message(derVersion, derEmptySet, derNoContent, indefinite(0xa0, cert),
+			derEmptySet), 0, "not DER throughout"},
+		{"indefinite length, content", message(derVersion, derEmptySet,
+			tlv(0x30, derData, tlv(0xa0, indefinite(0x24))), certs, derEmptySet), 0, "not DER throughout"},
+		{"length not minimal, outermost", longLength(0x30, derSignedData,
+			tlv(0xa0, tlv(0x30, derVersion, derEmptySet, derNoContent, certs, derEmptySet))), 0, "in DER"},
+		{"length not minimal, certificates", message(derVersion, derEmptySet, derNoContent, longLength(0xa0, cert),
+			derEmptySet), 0, "not DER throughout"},
+		{"length not minimal, signers", message(derVersion, derEmptySet, derNoContent, certs, []byte{0x31, 0x81, 0}),
+			0, "not DER throughout"},
+		{"string in pieces within the certificate", message(derVersion, derEmptySet, derNoContent,
+			tlv(0xa0, bytes.Replace(cert, []byte("\x0c\x03Lab"), []byte("\x2c\x03\x0c\x01L"),
+				1)), derEmptySet), 0, "not DER throughout"},
+		{"wrong length within the certificate", message(derVersion, derEmptySet, derNoContent,
+			tlv(0xa0, bytes.Replace(cert, []byte("\x0c\x03Lab"), []byte("\x0c\x02Lab"),
+				1)), derEmptySet), 0, "not DER throughout"},
 		{"length of 4 GiB", []byte{0x30, 0x84, 0xff, 0xff, 0xff, 0xff, 0}, 0, "in DER"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := ParseCertsOnly(tt.der)
-			if len(got) != tt.n || (err == nil) != (tt.err == "") {
-				t.Fatalf("got %d certificates, %v", len(got), err)
-			}
-			if err != nil && !strings.Contains(err.Error(), tt.err) {
-				t.Errorf("%q does not say %q", err, tt.err)
+			require.Len(t, got, tt.n)
+			require.Equal(t, tt.err == "", err == nil)
+			if err != nil {
+				assert.ErrorContains(t, err, tt.err)
 			}
 			for _, c := range got {
-				if tt.name != "of the other library" && !bytes.Equal(c.Raw, cert) {
-					t.Error("another certificate")
+				if tt.name != "of the other library" {
+					assert.Equal(t, cert, c.Raw)
 				}
 			}
 		})
@@ -131,12 +152,11 @@ func TestParseCertsOnly(t *testing.T) {
 func goodMessages(t testing.TB) [][]byte {
 	t.Helper()
 	var messages [][]byte
-	for _, file := range []string{"fio-cacerts.http", "gs-cacerts.http", "le-cacerts.http", "fio-ext.http", "gs-enroll-mtls.http", "le-enroll.http"} {
+	for _, file := range []string{"fio-cacerts.http", "gs-cacerts.http", "le-cacerts.http", "fio-ext.http",
+		"gs-enroll-mtls.http", "le-enroll.http"} {
 		_, body := bodyOf(t, file)
 		der, err := decode(body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		messages = append(messages, der)
 	}
 	return messages
@@ -144,13 +164,11 @@ func goodMessages(t testing.TB) [][]byte {
 
 func TestEveryTruncation(t *testing.T) {
 	for i, der := range goodMessages(t) {
-		if _, err := ParseCertsOnly(der); err != nil {
-			t.Fatal(err)
-		}
+		_, err := ParseCertsOnly(der)
+		require.NoError(t, err)
 		for n := range der {
-			if certs, err := ParseCertsOnly(der[:n]); err == nil {
-				t.Errorf("message %d cut to %d bytes: %d certificates", i, n, len(certs))
-			}
+			_, err := ParseCertsOnly(der[:n])
+			assert.Error(t, err, "message %d cut to %d bytes", i, n)
 		}
 	}
 }
@@ -174,21 +192,16 @@ func checkAgainstOracle(t *testing.T, der []byte) {
 	t.Helper()
 	certs, err := ParseCertsOnly(der)
 	if err != nil {
-		if certs != nil {
-			t.Error("certificates and an error")
-		}
+		assert.Nil(t, certs, "certificates and an error")
 		return
 	}
 	p7, err := pkcs7.Parse(der)
-	if err != nil {
-		t.Fatalf("accepted what pkcs7 refuses: %v\n%x", err, der)
-	}
-	if len(certs) == 0 || len(p7.Signers) != 0 || len(p7.CRLs) != 0 || len(p7.Content) != 0 {
-		t.Fatalf("accepted what is not certs-only: %x", der)
-	}
-	if !slices.EqualFunc(certs, p7.Certificates, (*x509.Certificate).Equal) {
-		t.Fatalf("other certificates than pkcs7: %x", der)
-	}
+	require.NoError(t, err, "%x", der)
+	require.NotEmpty(t, certs, "%x", der)
+	require.Empty(t, p7.Signers, "%x", der)
+	require.Empty(t, p7.CRLs, "%x", der)
+	require.Empty(t, p7.Content, "%x", der)
+	require.True(t, slices.EqualFunc(certs, p7.Certificates, (*x509.Certificate).Equal), "%x", der)
 }
 
 // Hostile nesting costs neither time nor stack.
@@ -197,9 +210,8 @@ func TestParseCertsOnlyDeep(t *testing.T) {
 	for range 1000 {
 		deep = tlv(0x30, deep)
 	}
-	if _, err := ParseCertsOnly(deep); err == nil {
-		t.Error("no error")
-	}
+	_, err := ParseCertsOnly(deep)
+	assert.Error(t, err)
 }
 
 func FuzzParseCertsOnly(f *testing.F) {
@@ -220,42 +232,31 @@ func TestParseCertsOnlyOpenSSL(t *testing.T) {
 		cmd := exec.Command(openssl, args...)
 		cmd.Dir = dir
 		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("openssl %v: %v", args, err)
-		}
+		require.NoError(t, err, args)
 		return out
 	}
 	chain, err := filepath.Abs("testdata/ca-chain.pem")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=signer")
-	if err := os.WriteFile(filepath.Join(dir, "text"), []byte("text"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "text"), []byte("text"), 0o600))
 
 	der := run("crl2pkcs7", "-nocrl", "-certfile", chain, "-certfile", "cert.pem", "-outform", "DER")
 	certs, err := ParseCertsOnly(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var text []byte
 	for _, cert := range certs {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
 	}
 	files := append(readTestdata(t, "ca-chain.pem"), run("x509", "-in", "cert.pem")...)
-	if !bytes.Equal(text, files) {
-		t.Errorf("got\n%s\nwant\n%s", text, files)
-	}
+	assert.Equal(t, files, text)
 
-	signed := run("cms", "-sign", "-in", "text", "-signer", "cert.pem", "-inkey", "key.pem", "-outform", "DER", "-nodetach", "-binary")
-	if _, err := ParseCertsOnly(signed); err == nil {
-		t.Error("accepted a signed message")
-	}
+	signed := run("cms", "-sign", "-in", "text", "-signer", "cert.pem", "-inkey", "key.pem", "-outform", "DER",
+		"-nodetach", "-binary")
+	_, err = ParseCertsOnly(signed)
+	assert.Error(t, err, "accepted a signed message")
 	detached := run("cms", "-sign", "-in", "text", "-signer", "cert.pem", "-inkey", "key.pem", "-outform", "DER")
-	if _, err := ParseCertsOnly(detached); err == nil {
-		t.Error("accepted a detached signature")
-	}
+	_, err = ParseCertsOnly(detached)
+	assert.Error(t, err, "accepted a detached signature")
 }
 
 // BenchmarkParseCertsOnly parses the same answer as a general library does, and
@@ -265,17 +266,15 @@ func BenchmarkParseCertsOnly(b *testing.B) {
 	b.ReportAllocs()
 	n := 0
 	for b.Loop() {
-		if _, err := ParseCertsOnly(der); err != nil {
-			b.Fatal(err)
-		}
+		_, err := ParseCertsOnly(der)
+		require.NoError(b, err)
 		n++
 	}
 	ours := b.Elapsed()
 	start := time.Now()
 	for range n {
-		if _, err := pkcs7.Parse(der); err != nil {
-			b.Fatal(err)
-		}
+		_, err := pkcs7.Parse(der)
+		require.NoError(b, err)
 	}
 	b.ReportMetric(float64(ours)/float64(time.Since(start)), "of-pkcs7-time")
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -68,20 +67,24 @@ func TestChain(t *testing.T) {
 		{"for a server, for mail", newLeaf(t, issuing, func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageEmailProtection}
 		}), certs(root, issuing), "issuing"},
-		{"server's clock is ahead", newLeaf(t, issuing, func(c *x509.Certificate) { c.NotBefore = testNow.Add(clockSkew) }), certs(root, issuing), "issuing"},
+		{"server's clock is ahead", newLeaf(t, issuing,
+			func(c *x509.Certificate) { c.NotBefore = testNow.Add(clockSkew) }), certs(root, issuing), "issuing"},
 
 		{"no CAs", leaf, nil, "!unknown authority"},
 		{"foreign CA", leaf, certs(foreign), "!unknown authority"},
 		{"root without intermediate", leaf, certs(root), "!its issuer is \"CN=issuing\""},
 		{"intermediate with a namesake of its root", leaf, certs(namesake, issuing), "!unknown authority"},
-		{"intermediate expired", newLeaf(t, newCA(t, "issuing", root, expired), nil), certs(root, newCA(t, "issuing", root, expired)), "!unknown authority"},
+		{"intermediate expired", newLeaf(t, newCA(t, "issuing", root, expired), nil),
+			certs(root, newCA(t, "issuing", root, expired)), "!unknown authority"},
 		{"unknown critical extension", newLeaf(t, issuing, func(c *x509.Certificate) {
 			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}}
 		}), certs(root, issuing), "!critical extension"},
-		{"too deep for the root", newLeaf(t, newCA(t, "below", newCA(t, "top", nil, nil), nil), nil), certs(newCA(t, "top", nil, nil)), "!unknown authority"},
+		{"too deep for the root", newLeaf(t, newCA(t, "below", newCA(t, "top", nil, nil), nil), nil),
+			certs(newCA(t, "top", nil, nil)), "!unknown authority"},
 		{"signed by a device", newLeaf(t, otherLeaf, nil), certs(root, issuing, otherLeaf), "!"},
 		{"signed by a device that is an anchor", newLeaf(t, otherLeaf, nil), certs(otherLeaf), "!"},
-		{"root is not a CA", newLeaf(t, root, nil), []*x509.Certificate{issue(t, "root", root.key.Public(), nil, root.key, notCA)}, "!"},
+		{"root is not a CA", newLeaf(t, root, nil),
+			[]*x509.Certificate{issue(t, "root", root.key.Public(), nil, root.key, notCA)}, "!"},
 		{"root of version 1", newLeaf(t, &old, nil), []*x509.Certificate{&version1}, "!its issuer is not a CA"},
 		{"self-signed", selfSignedLeaf, certs(root), "!unknown authority"},
 		{"self-signed and listed", selfSignedLeaf, []*x509.Certificate{selfSignedLeaf}, "!its issuer is not a CA"},
@@ -92,22 +95,20 @@ func TestChain(t *testing.T) {
 			path, err := Chain(tt.leaf, tt.cacerts, testNow)
 			chain := path.Chain
 			if text, bad := strings.CutPrefix(tt.want, "!"); bad {
-				if !errors.Is(err, ErrChain) || chain != nil || !strings.Contains(err.Error(), text) {
-					t.Errorf("got %q, %v; want an error that says %q", names(chain), err, text)
-				}
-			} else if got := strings.Join(names(chain), " "); err != nil || got != tt.want {
-				t.Errorf("got %q, %v; want %q", got, err, tt.want)
+				require.ErrorIs(t, err, ErrChain, names(chain))
+				assert.Nil(t, chain, names(chain))
+				assert.Contains(t, err.Error(), text, names(chain))
+			} else {
+				require.NoError(t, err)
+				assert.Equal(t, tt.want, strings.Join(names(chain), " "))
 			}
-			if root := path.Root; root != nil && !(selfSigned(root) && slices.Contains(tt.cacerts, root)) {
-				t.Errorf("the root is %q", root.Subject)
+			if root := path.Root; root != nil {
+				assert.True(t, selfSigned(root), "the root is %q", root.Subject)
+				assert.Contains(t, tt.cacerts, root)
 			}
 			rootless := strings.HasPrefix(tt.name, "no root") || err != nil
-			if (path.Root == nil) != rootless {
-				t.Errorf("root %v", path.Root)
-			}
-			if !slices.Equal(before, tt.cacerts) {
-				t.Error("the CA certificates were reordered")
-			}
+			assert.Equal(t, rootless, path.Root == nil)
+			assert.Equal(t, tt.cacerts, before, "the CA certificates were reordered")
 		})
 	}
 }
@@ -117,9 +118,9 @@ func TestChainPathLength(t *testing.T) {
 	issuing := newCA(t, "issuing", root, nil)
 	_, err := Chain(newLeaf(t, issuing, nil), []*x509.Certificate{root.Certificate, issuing.Certificate}, testNow)
 	var invalid x509.CertificateInvalidError
-	if !errors.Is(err, ErrChain) || !errors.As(err, &invalid) || invalid.Reason != x509.TooManyIntermediates {
-		t.Errorf("got %v", err)
-	}
+	assert.ErrorIs(t, err, ErrChain)
+	require.ErrorAs(t, err, &invalid)
+	assert.Equal(t, x509.TooManyIntermediates, invalid.Reason)
 }
 
 // A changed signature is noticed wherever it is.
@@ -131,18 +132,15 @@ func TestChainForged(t *testing.T) {
 		raw := slices.Clone(cert.Raw)
 		raw[len(raw)-1] ^= 1
 		forged, err := x509.ParseCertificate(raw)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		return forged
 	}
 	for name, tt := range map[string]struct{ leaf, issuing *x509.Certificate }{
 		"leaf":         {forge(leaf), issuing.Certificate},
 		"intermediate": {leaf, forge(issuing.Certificate)},
 	} {
-		if path, err := Chain(tt.leaf, []*x509.Certificate{root.Certificate, tt.issuing}, testNow); !errors.Is(err, ErrChain) {
-			t.Errorf("%s: got %q, %v", name, names(path.Chain), err)
-		}
+		_, err := Chain(tt.leaf, []*x509.Certificate{root.Certificate, tt.issuing}, testNow)
+		assert.ErrorIs(t, err, ErrChain, name)
 	}
 }
 
@@ -153,12 +151,11 @@ func TestChainSHA1(t *testing.T) {
 	root := newCA(t, "root", nil, sha1)
 	issuing := newCA(t, "issuing", root, nil)
 	cacerts := []*x509.Certificate{root.Certificate, issuing.Certificate}
-	if path, err := Chain(newLeaf(t, issuing, nil), cacerts, testNow); err != nil || len(path.Chain) != 1 {
-		t.Errorf("SHA-1 root: got %q, %v", names(path.Chain), err)
-	}
-	if path, err := Chain(newLeaf(t, issuing, sha1), cacerts, testNow); !errors.Is(err, ErrChain) {
-		t.Errorf("SHA-1 leaf: got %q, %v", names(path.Chain), err)
-	}
+	path, err := Chain(newLeaf(t, issuing, nil), cacerts, testNow)
+	require.NoError(t, err, "SHA-1 root")
+	assert.Len(t, path.Chain, 1, "SHA-1 root")
+	_, err = Chain(newLeaf(t, issuing, sha1), cacerts, testNow)
+	assert.ErrorIs(t, err, ErrChain, "SHA-1 leaf")
 }
 
 // TestClock: a certificate that the server has just issued, and that only the
@@ -189,7 +186,8 @@ func TestClock(t *testing.T) {
 		{"two years ahead", leaf, issuing, day(730), transport.ErrClock, transport.ErrClock},
 		{"ahead by a second", leaf, issuing, day(30).Add(time.Second), transport.ErrClock, transport.ErrClock},
 		{"on the last second", leaf, issuing, day(30), nil, nil},
-		{"before the issuer, and the leaf dated back behind it", backdated, newest, day(-1).Add(time.Hour), transport.ErrClock, nil},
+		{"before the issuer, and the leaf dated back behind it", backdated, newest, day(-1).Add(time.Hour),
+			transport.ErrClock, nil},
 		{"behind, and another issuer", leaf, foreign, time.Unix(0, 0), ErrChain, transport.ErrClock},
 		{"never valid", newLeaf(t, issuing, from(day(30), day(0))), issuing, day(1), ErrChain, ErrNeverValid},
 	} {

@@ -22,6 +22,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/internal/exchange"
 	"github.com/quarklink-go/quarklink/internal/problem"
@@ -125,26 +128,17 @@ func TestEnrolments(t *testing.T) {
 		for range devices {
 			client, close := connect(t, server)
 			cacerts, err := client.CACerts(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			key := newKey(t)
 			cert, err := client.Enrol(t.Context(), "", newCSR(t, key))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !key.PublicKey.Equal(cert.PublicKey) {
-				t.Fatal("certificate over another key")
-			}
-			if _, err := Chain(cert, cacerts, testNow); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
+			require.True(t, key.PublicKey.Equal(cert.PublicKey), "certificate over another key")
+			_, err = Chain(cert, cacerts, testNow)
+			require.NoError(t, err)
 			close()
 		}
 	}()
-	if n := connections.Load(); n != devices {
-		t.Errorf("%d connections for %d enrolments", n, devices)
-	}
+	assert.EqualValues(t, devices, connections.Load())
 	// What was closed ends in its own time.
 	for range 1000 {
 		if runtime.NumGoroutine() <= before && openFiles(t) <= filesBefore {
@@ -161,9 +155,7 @@ func openFiles(t *testing.T) int {
 		return 0
 	}
 	files, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return len(files)
 }
 
@@ -176,14 +168,14 @@ func TestRequests(t *testing.T) {
 	for _, der := range [][]byte{newCSR(t, key), csr} {
 		lines := strings.SplitAfter(string(encode(der)), "\n")
 		for i, line := range lines[:len(lines)-1] {
-			full := i < len(lines)-2
-			if !strings.HasSuffix(line, "\n") || len(line) > lineWidth+1 || len(line) < 2 || full && len(line) != lineWidth+1 {
-				t.Errorf("line %d is %q", i, line)
+			require.True(t, strings.HasSuffix(line, "\n"), "line %d is %q", i, line)
+			if full := i < len(lines)-2; full {
+				require.Len(t, line, lineWidth+1)
 			}
+			assert.LessOrEqual(t, len(line), lineWidth+1)
+			assert.GreaterOrEqual(t, len(line), 2)
 		}
-		if last := lines[len(lines)-1]; last != "" {
-			t.Errorf("ends with %q", last)
-		}
+		assert.Empty(t, lines[len(lines)-1])
 	}
 
 	var got *http.Request
@@ -195,31 +187,27 @@ func TestRequests(t *testing.T) {
 	})
 	csr = newCSR(t, key)
 	client.Enrol(t.Context(), "a label", csr)
-	if got.Method != "POST" || got.RequestURI != "/.well-known/est/a%20label/simpleenroll" {
-		t.Errorf("%s %s", got.Method, got.RequestURI)
-	}
-	if got.ContentLength != int64(len(body)) || got.TransferEncoding != nil {
-		t.Errorf("Content-Length %d of %d, %q", got.ContentLength, len(body), got.TransferEncoding)
-	}
+	assert.Equal(t, "POST", got.Method)
+	assert.Equal(t, "/.well-known/est/a%20label/simpleenroll", got.RequestURI)
+	assert.Equal(t, int64(len(body)), got.ContentLength, "Content-Length")
+	assert.Nil(t, got.TransferEncoding, "Content-Length")
 	for field, want := range map[string]string{
 		"Content-Type":              "application/pkcs10",
 		"Content-Transfer-Encoding": "base64",
 		"Accept":                    "application/pkcs7-mime",
 		"Authorization":             "",
 	} {
-		if got := got.Header.Get(field); got != want {
-			t.Errorf("%s: %q, want %q", field, got, want)
-		}
+		assert.Equal(t, want, got.Header.Get(field))
 	}
 	der, err := base64.StdEncoding.DecodeString(string(body))
-	if err != nil || !bytes.Equal(der, csr) {
-		t.Errorf("body is %q, %v", body, err)
-	}
+	require.NoError(t, err, body)
+	assert.Equal(t, csr, der, body)
 
 	client.CACerts(t.Context())
-	if got.Method != "GET" || got.RequestURI != "/.well-known/est/cacerts" || len(body) != 0 || got.Header.Get("Content-Type") != "" {
-		t.Errorf("%s %s with %q, %v", got.Method, got.RequestURI, body, got.Header)
-	}
+	assert.Equal(t, "GET", got.Method)
+	assert.Equal(t, "/.well-known/est/cacerts", got.RequestURI)
+	assert.Empty(t, body)
+	assert.Empty(t, got.Header.Get("Content-Type"))
 }
 
 // OpenSSL reads what is sent.
@@ -228,32 +216,30 @@ func TestRequestOpenSSL(t *testing.T) {
 	csr := newCSR(t, newKey(t))
 	cmd := exec.Command(openssl, "base64", "-d")
 	cmd.Stdin = bytes.NewReader(encode(csr))
-	if out, err := cmd.Output(); err != nil || !bytes.Equal(out, csr) {
-		t.Errorf("openssl base64 -d: %x, %v", out, err)
-	}
+	out, err := cmd.Output()
+	require.NoError(t, err, "openssl base64 -d")
+	assert.Equal(t, csr, out, "openssl base64 -d")
 	file := filepath.Join(t.TempDir(), "csr.der")
-	if err := os.WriteFile(file, csr, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(openssl, "req", "-verify", "-noout", "-inform", "DER", "-in", file).CombinedOutput(); err != nil {
-		t.Errorf("openssl req: %s, %v", out, err)
-	}
+	require.NoError(t, os.WriteFile(file, csr, 0o600))
+	_, err = exec.Command(openssl, "req", "-verify", "-noout", "-inform", "DER", "-in", file).CombinedOutput()
+	assert.NoError(t, err, "openssl req")
 }
 
 func TestBadArguments(t *testing.T) {
 	csr := newCSR(t, newKey(t))
 	_, good := newServer(t, func(http.ResponseWriter, *http.Request) { t.Error("a request was sent") })
-	for _, label := range []string{".", "..", "a/b", "/", "cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs"} {
-		if cert, err := good.Enrol(t.Context(), label, csr); err == nil || cert != nil {
-			t.Errorf("label %q: %v", label, err)
-		}
+	for _, label := range []string{".", "..", "a/b", "/", "cacerts", "simpleenroll", "simplereenroll", "fullcmc",
+		"serverkeygen", "csrattrs"} {
+		cert, err := good.Enrol(t.Context(), label, csr)
+		require.Error(t, err)
+		assert.Nil(t, cert)
 	}
 	for _, der := range [][]byte{nil, csr[:len(csr)-1], encode(csr)} {
-		if _, err := good.Enrol(t.Context(), "", der); err == nil {
-			t.Errorf("CSR %x: no error", der)
-		}
+		_, err := good.Enrol(t.Context(), "", der)
+		assert.Error(t, err)
 	}
-	for _, base := range []string{"", "http://est.test/", "est.test", "https://", "https://user:secret@est.test/", "https://est.test:x/", "\x7f"} {
+	for _, base := range []string{"", "http://est.test/", "est.test", "https://", "https://user:secret@est.test/",
+		"https://est.test:x/", "\x7f"} {
 		client := &Client{HTTP: good.HTTP, Base: base}
 		if _, err := client.CACerts(t.Context()); err == nil {
 			t.Errorf("base %q: no error", base)
@@ -311,14 +297,13 @@ func TestWhitespaceAndTypes(t *testing.T) {
 	} {
 		certs, err := read(tt.contentType, []byte(tt.body))
 		if tt.err == "" {
-			if err != nil || len(certs) != 1 {
-				t.Errorf("%q, %.40q: %v", tt.contentType, tt.body, err)
-			}
+			require.NoError(t, err, "%v, %v", tt.contentType, tt.body)
+			assert.Len(t, certs, 1, "%v, %v", tt.contentType, tt.body)
 			continue
 		}
-		if !errors.Is(err, ErrAnswer) || certs != nil || !strings.Contains(err.Error(), tt.err) {
-			t.Errorf("%q, %.40q: got %v, want %q", tt.contentType, tt.body, err, tt.err)
-		}
+		require.ErrorIs(t, err, ErrAnswer, "%v, %v", tt.contentType, tt.body)
+		assert.Nil(t, certs, "%v, %v", tt.contentType, tt.body)
+		assert.Contains(t, err.Error(), tt.err, "%v, %v", tt.contentType, tt.body)
 	}
 }
 
@@ -334,9 +319,12 @@ func FuzzEnrolAnswer(f *testing.F) {
 			Header: http.Header{"Content-Type": {contentType}},
 			Body:   io.NopCloser(bytes.NewReader(body)),
 		}, ErrAnswer)
-		if (err == nil) != (len(certs) > 0) || err != nil && !errors.Is(err, ErrAnswer) {
-			t.Errorf("%d certificates, %v", len(certs), err)
+		if err != nil {
+			require.ErrorIs(t, err, ErrAnswer)
+			assert.Empty(t, certs)
+			return
 		}
+		assert.NotEmpty(t, certs)
 	})
 }
 
@@ -417,7 +405,8 @@ func TestHostileServer(t *testing.T) {
 		{"two lengths", hijack(head + "Content-Length: 100\r\nContent-Length: 101\r\n\r\n" + good), nil, "Content-Length"},
 		{"negative length", hijack(head + "Content-Length: -1\r\n\r\n" + good), nil, "Content-Length"},
 		{"chunk cut", hijack(head + "Transfer-Encoding: chunked\r\n\r\nffff\r\n" + good), io.ErrUnexpectedEOF, ""},
-		{"chunk of 2^64", hijack(head + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n" + good), nil, "chunk length"},
+		{"chunk of 2^64", hijack(head + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n" + good), nil,
+			"chunk length"},
 		{"no HTTP", hijack("\x00\x01\x02\r\n\r\n"), nil, "malformed"},
 
 		{"redirect to another host", redirect(elsewhere.URL, 307), nil, "another origin"},
@@ -433,20 +422,15 @@ func TestHostileServer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			_, client := newServer(t, tt.handler)
 			cert, err := client.Enrol(t.Context(), "", newCSR(t, newKey(t)))
-			if err == nil || cert != nil {
-				t.Fatalf("got %v, %v", cert, err)
-			}
+			require.Error(t, err)
+			require.Nil(t, cert)
 			for _, class := range []error{ErrAnswer, ErrKeyMismatch, ErrCACerts, io.ErrUnexpectedEOF} {
-				if errors.Is(err, class) != (class == tt.is) {
-					t.Errorf("%v: is %v: %v", err, class, class != tt.is)
-				}
+				assert.Equal(t, class == tt.is, errors.Is(err, class), class != tt.is)
 			}
-			if !strings.Contains(err.Error(), tt.says) || !strings.HasPrefix(err.Error(), "est: simpleenroll: ") {
-				t.Errorf("%q does not say %q", err, tt.says)
-			}
-			if strings.ContainsAny(err.Error(), "\x1b\x00\r\n") || len(err.Error()) > 4<<10 {
-				t.Errorf("text is not one short line: %.100q", err)
-			}
+			assert.Contains(t, err.Error(), tt.says)
+			assert.True(t, strings.HasPrefix(err.Error(), "est: simpleenroll: "))
+			assert.False(t, strings.ContainsAny(err.Error(), "\x1b\x00\r\n"), "text is not one short line")
+			assert.LessOrEqual(t, len(err.Error()), 4<<10, "text is not one short line")
 		})
 	}
 }
@@ -461,15 +445,13 @@ func TestRedirectWithinTheServer(t *testing.T) {
 				http.Redirect(w, r, fmt.Sprintf("https://%s/hop/%d", strings.ToUpper(r.Host), hops), status)
 				return
 			}
-			if r.Header.Get("Content-Type") != "application/pkcs10" || r.ContentLength <= 0 {
-				t.Errorf("%d bytes of %q", r.ContentLength, r.Header.Get("Content-Type"))
-			}
+			assert.Equal(t, "application/pkcs10", r.Header.Get("Content-Type"))
+			assert.Greater(t, r.ContentLength, int64(0))
 			r.URL.Path = "/.well-known/est/simpleenroll"
 			ca{t, root}.ServeHTTP(w, r)
 		})
-		if _, err := client.Enrol(t.Context(), "", newCSR(t, newKey(t))); err != nil {
-			t.Errorf("%d: %v", status, err)
-		}
+		_, err := client.Enrol(t.Context(), "", newCSR(t, newKey(t)))
+		assert.NoError(t, err, status)
 	}
 }
 
@@ -491,16 +473,10 @@ func TestSameOrigin(t *testing.T) {
 		{"https://a.test/x", "https://a.test./x", false},
 	} {
 		first, err := http.NewRequest("POST", tt.from, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		next, err := http.NewRequest("POST", tt.to, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := SameOrigin(next, []*http.Request{first}); (err == nil) != tt.ok {
-			t.Errorf("%s to %s: %v", tt.from, tt.to, err)
-		}
+		require.NoError(t, err)
+		assert.Equal(t, tt.ok, SameOrigin(next, []*http.Request{first}) == nil, "%v, %v", tt.from, tt.to)
 	}
 }
 
@@ -532,9 +508,9 @@ func TestCancel(t *testing.T) {
 				<-returned
 			})
 			cert, err := client.Enrol(ctx, "", newCSR(t, newKey(t)))
-			if !errors.Is(err, context.Canceled) || errors.Is(err, ErrAnswer) || cert != nil {
-				t.Errorf("got %v, %v", cert, err)
-			}
+			assert.ErrorIs(t, err, context.Canceled)
+			assert.NotErrorIs(t, err, ErrAnswer)
+			assert.Nil(t, cert)
 		})
 	}
 
@@ -552,9 +528,8 @@ func TestCancel(t *testing.T) {
 		client.HTTP.Transport = cancelOnAnswer{client.HTTP.Transport, cancel}
 		_, err := client.Enrol(ctx, "", newCSR(t, newKey(t)))
 		var answer *problem.Error
-		if !errors.As(err, &answer) || answer.Status != 403 {
-			t.Errorf("got %v", err)
-		}
+		require.ErrorAs(t, err, &answer)
+		assert.Equal(t, 403, answer.Status)
 	})
 }
 
@@ -578,7 +553,7 @@ func TestRetryAfterDateUsesTheClock(t *testing.T) {
 	client.Now = func() time.Time { return testNow }
 	_, err := client.Enrol(t.Context(), "temporary", newCSR(t, newKey(t)))
 	var answer *problem.Error
-	if !errors.As(err, &answer) || answer.Status != 202 || answer.After != 90*time.Second {
-		t.Errorf("got %v", err)
-	}
+	require.ErrorAs(t, err, &answer)
+	assert.Equal(t, 202, answer.Status)
+	assert.EqualValues(t, 90*time.Second, answer.After)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+	"github.com/stretchr/testify/require"
 )
 
 // testNow is the clock of the recorded answers and of all that is made here.
@@ -27,20 +28,17 @@ type authority struct {
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return key
 }
 
 // issue makes a certificate over pub, valid from an hour before testNow to an
 // hour after, unless change has it otherwise. A nil issuer signs with selfKey.
-func issue(t testing.TB, name string, pub crypto.PublicKey, issuer *authority, selfKey crypto.Signer, change func(*x509.Certificate)) *x509.Certificate {
+func issue(t testing.TB, name string, pub crypto.PublicKey, issuer *authority, selfKey crypto.Signer,
+	change func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: name},
@@ -56,13 +54,9 @@ func issue(t testing.TB, name string, pub crypto.PublicKey, issuer *authority, s
 		parent, key = issuer.Certificate, issuer.key
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return cert
 }
 
@@ -87,10 +81,9 @@ func newLeaf(t testing.TB, issuer *authority, change func(*x509.Certificate)) *x
 
 func newCSR(t testing.TB, key crypto.Signer) []byte {
 	t.Helper()
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "device"}}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{Subject: pkix.Name{CommonName: "device"}}, key)
+	require.NoError(t, err)
 	return csr
 }
 
@@ -102,9 +95,7 @@ func certsOnly(t testing.TB, certs ...*x509.Certificate) []byte {
 		raw = append(raw, cert.Raw...)
 	}
 	der, err := pkcs7.DegenerateCertificate(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return der
 }
 

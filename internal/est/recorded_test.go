@@ -5,13 +5,15 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/internal/problem"
 )
@@ -54,17 +56,22 @@ var recorded = []struct {
 	{file: "le-digest-csrattrs", err: ErrAnswer},
 	{file: "le-pop-csrattrs", err: ErrAnswer},
 
-	{file: "gs-202", want: problem.Error{Status: 202, Detail: "202 triggered deferred response", After: 10 * time.Minute, HasAfter: true}},
+	{file: "gs-202", want: problem.Error{Status: 202, Detail: "202 triggered deferred response",
+		After: 10 * time.Minute, HasAfter: true}},
 	{file: "le-manual", want: problem.Error{Status: 202, After: time.Hour, HasAfter: true}},
 	{file: "le-manual-reenroll", want: problem.Error{Status: 202, After: time.Hour, HasAfter: true}},
 
-	{file: "fio-badb64", want: problem.Error{Status: 400, Detail: "The CSR could not be decoded: asn1: syntax error: sequence truncated"}},
+	{file: "fio-badb64", want: problem.Error{Status: 400,
+		Detail: "The CSR could not be decoded: asn1: syntax error: sequence truncated"}},
 	{file: "fio-csrattrs", want: problem.Error{Status: 404}},
-	{file: "fio-ct-param", want: problem.Error{Status: 400, Detail: "Invalid content-type: application/pkcs10; charset=utf-8. Must be application/pkcs10"}},
+	{file: "fio-ct-param", want: problem.Error{Status: 400,
+		Detail: "Invalid content-type: application/pkcs10; charset=utf-8. Must be application/pkcs10"}},
 	{file: "fio-enroll-chain", want: problem.Error{Status: 401, Detail: "Client must provide certificate"}},
 	{file: "fio-enroll-noauth", want: problem.Error{Status: 401, Detail: "Client must provide certificate"}},
-	{file: "fio-reenroll-san", want: problem.Error{Status: 400, Detail: "SubjectAltName field of CSR must match the current client certificate"}},
-	{file: "fio-sha384", want: problem.Error{Status: 400, Detail: "Signature algorithm of the CSR does not match that of the CA"}},
+	{file: "fio-reenroll-san", want: problem.Error{Status: 400,
+		Detail: "SubjectAltName field of CSR must match the current client certificate"}},
+	{file: "fio-sha384", want: problem.Error{Status: 400,
+		Detail: "Signature algorithm of the CSR does not match that of the CA"}},
 	{file: "gs-403", want: problem.Error{Status: 403, Detail: "403 triggered forbidden response"}},
 	{file: "gs-404", want: problem.Error{Status: 404, Detail: "404 page not found"}},
 	{file: "gs-badhost", want: problem.Error{Status: 400, Detail: "400 host not allowed"}},
@@ -73,24 +80,28 @@ var recorded = []struct {
 	{file: "gs-fullcmc", want: problem.Error{Status: 404, Detail: "404 page not found"}},
 	{file: "gs-healthcheck", want: problem.Error{Status: 401, Detail: "401 authorization required", Challenge: true}},
 	{file: "gs-label2", want: problem.Error{Status: 404, Detail: "404 page not found"}},
-	{file: "gs-reenroll-nocert", want: problem.Error{Status: 403, Detail: "403 client certificate must be provided for /simplereenroll"}},
-	{file: "gs-reenroll-subjchange", want: problem.Error{Status: 403, Detail: "403 Subject and SubjectAltName fields in CSR must be identical to certificate being renewed"}},
+	{file: "gs-reenroll-nocert", want: problem.Error{Status: 403,
+		Detail: "403 client certificate must be provided for /simplereenroll"}},
+	{file: "gs-reenroll-subjchange", want: problem.Error{Status: 403,
+		Detail: "403 Subject and SubjectAltName fields in CSR must be identical to certificate being renewed"}},
 	{file: "le-digest-1", want: problem.Error{Status: 401, Challenge: true}},
 	{file: "le-digest-401", want: problem.Error{Status: 401, Challenge: true}},
-	{file: "le-enroll-badpw", want: problem.Error{Status: 401, Detail: "Error 401: Unauthorized The server was unable to authorize the request."}},
-	{file: "le-enroll-nl", want: problem.Error{Status: 400, Detail: "Error 400: Bad Request Invalid or corrupted pkcs10 request."}},
+	{file: "le-enroll-badpw", want: problem.Error{Status: 401,
+		Detail: "Error 401: Unauthorized The server was unable to authorize the request."}},
+	{file: "le-enroll-nl", want: problem.Error{Status: 400,
+		Detail: "Error 400: Bad Request Invalid or corrupted pkcs10 request."}},
 	{file: "le-enroll-noauth", want: problem.Error{Status: 401, Challenge: true}},
-	{file: "le-label", want: problem.Error{Status: 404, Detail: "Error 404: Not Found The path specified is not recognized."}},
-	{file: "le-nohttp-nocert", want: problem.Error{Status: 401, Detail: "Error 401: Unauthorized The server was unable to authorize the request."}},
+	{file: "le-label", want: problem.Error{Status: 404,
+		Detail: "Error 404: Not Found The path specified is not recognized."}},
+	{file: "le-nohttp-nocert", want: problem.Error{Status: 401,
+		Detail: "Error 401: Unauthorized The server was unable to authorize the request."}},
 	{file: "le-pop", want: problem.Error{Status: 401, Detail: "Error 401: Unauthorized Proof of Possession Mismatch."}},
 }
 
 func readTestdata(t testing.TB, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return data
 }
 
@@ -113,9 +124,7 @@ func (answer replay) client() *Client {
 func recordedCACerts(t testing.TB, file string) []*x509.Certificate {
 	t.Helper()
 	certs, err := replay(readTestdata(t, file)).client().CACerts(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return certs
 }
 
@@ -123,13 +132,10 @@ func recordedCACerts(t testing.TB, file string) []*x509.Certificate {
 func recordedLeaf(t testing.TB, file string) *x509.Certificate {
 	t.Helper()
 	resp, err := replay(readTestdata(t, file)).RoundTrip(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	certs, err := readCerts(resp, ErrAnswer)
-	if err != nil || len(certs) != 1 {
-		t.Fatalf("%s: %d certificates, %v", file, len(certs), err)
-	}
+	require.NoError(t, err, file)
+	require.Len(t, certs, 1, file)
 	return certs[0]
 }
 
@@ -139,41 +145,27 @@ func TestRecordedAnswers(t *testing.T) {
 		t.Run(tt.file, func(t *testing.T) {
 			client := replay(readTestdata(t, tt.file+".http")).client()
 			resp, err := client.do(t.Context(), http.MethodPost, []byte("MIIB\n"), "simpleenroll")
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			cert, err := client.enrolAnswer(resp, device)
 			certs, caErr := client.CACerts(t.Context())
 			var status, caStatus *problem.Error
 			switch {
 			case tt.want.Status != 0:
-				if !errors.As(err, &status) || *status != tt.want || errors.Is(err, ErrAnswer) {
-					t.Errorf("simpleenroll: %#v\nwant %#v", err, tt.want)
-				}
-				if !errors.As(caErr, &caStatus) || *caStatus != tt.want || !errors.Is(caErr, ErrCACerts) {
-					t.Errorf("cacerts: %#v\nwant %#v", caErr, tt.want)
-				}
+				require.ErrorAs(t, err, &status, "simpleenroll")
+				assert.Equal(t, tt.want, *status, "simpleenroll")
+				assert.NotErrorIs(t, err, ErrAnswer, "simpleenroll")
+				require.ErrorAs(t, caErr, &caStatus, "cacerts")
+				assert.Equal(t, tt.want, *caStatus, "cacerts")
+				assert.ErrorIs(t, caErr, ErrCACerts, "cacerts")
 			case tt.cacerts != nil:
-				if caErr != nil {
-					t.Fatal(caErr)
-				}
-				if got := names(certs); strings.Join(got, "|") != strings.Join(tt.cacerts, "|") {
-					t.Errorf("got %q, want %q", got, tt.cacerts)
-				}
-				if err == nil {
-					t.Error("accepted as a device certificate")
-				}
+				require.NoError(t, caErr)
+				assert.Equal(t, strings.Join(tt.cacerts, "|"), strings.Join(names(certs), "|"))
+				assert.Error(t, err, "accepted as a device certificate")
 			case tt.err != nil:
-				if !errors.Is(err, tt.err) {
-					t.Errorf("got %v, want %v", err, tt.err)
-				}
+				assert.ErrorIs(t, err, tt.err)
 			default:
-				if err != nil {
-					t.Fatal(err)
-				}
-				if cert.Issuer.CommonName != tt.issuer {
-					t.Errorf("issuer is %s, want %s", cert.Issuer, tt.issuer)
-				}
+				require.NoError(t, err)
+				assert.Equal(t, tt.issuer, cert.Issuer.CommonName)
 			}
 		})
 	}
@@ -196,18 +188,18 @@ func TestRecordedIsComplete(t *testing.T) {
 	}
 	for _, dir := range []string{"testdata", vectors(t)} {
 		files, err := filepath.Glob(filepath.Join(dir, "*.http"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if dir != "" && len(files) < len(listed) || dir == "testdata" && len(files) != len(listed) {
-			t.Errorf("%s has %d answers, the table %d", dir, len(files), len(listed))
+		require.NoError(t, err)
+		switch dir {
+		case "":
+		case "testdata":
+			assert.Len(t, files, len(listed), "each answer of %s is in the table", dir)
+		default:
+			assert.GreaterOrEqual(t, len(files), len(listed), "answers in %s", dir)
 		}
 		for _, file := range files {
 			name := filepath.Base(file)
 			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			if !listed[name] {
 				t.Logf("%s is new: not in the table yet", file)
 			} else if !bytes.Equal(data, readTestdata(t, name)) {
@@ -235,9 +227,7 @@ func TestRecordedChains(t *testing.T) {
 			break
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		pemCAs = append(pemCAs, cert)
 	}
 	lab := recordedCACerts(t, "gs-cacerts.http")
@@ -251,7 +241,8 @@ func TestRecordedChains(t *testing.T) {
 		{"through an intermediate", "gs-enroll-mtls.http", lab, []string{"Lab Issuing CA"}},
 		{"the same from a file", "fio-ext.http", pemCAs, []string{"Lab Issuing CA"}},
 		{"foreign CA first, directly under the second", "le-enroll.http", foreign, []string{}},
-		{"foreign CAs first", "gs-enroll-mtls.http", append(foreign[:len(foreign):len(foreign)], lab...), []string{"Lab Issuing CA"}},
+		{"foreign CAs first", "gs-enroll-mtls.http", append(foreign[:len(foreign):len(foreign)], lab...),
+			[]string{"Lab Issuing CA"}},
 		{"no root: the issuer is the anchor", "fio-enroll-mtls.http", lab[:1], []string{"Lab Issuing CA"}},
 		// This server publishes its root alone and issues from below it.
 		{"intermediate missing", "fio-enroll-mtls.http", recordedCACerts(t, "fio-cacerts.http"), nil},
@@ -262,14 +253,11 @@ func TestRecordedChains(t *testing.T) {
 			path, err := Chain(recordedLeaf(t, tt.leaf), tt.cacerts, testNow)
 			chain := path.Chain
 			if tt.want == nil {
-				if !errors.Is(err, ErrChain) {
-					t.Errorf("got %v, %v; want ErrChain", names(chain), err)
-				}
+				assert.ErrorIs(t, err, ErrChain, names(chain))
 				return
 			}
-			if err != nil || strings.Join(names(chain), "|") != strings.Join(tt.want, "|") {
-				t.Errorf("got %q, %v; want %q", names(chain), err, tt.want)
-			}
+			require.NoError(t, err)
+			assert.Equal(t, strings.Join(tt.want, "|"), strings.Join(names(chain), "|"))
 		})
 	}
 }
@@ -278,12 +266,10 @@ func TestEnrolAnswerKeyMismatch(t *testing.T) {
 	client := replay(readTestdata(t, "gs-enroll-mtls.http")).client()
 	for _, pub := range []any{newKey(t).Public(), nil, "no key"} {
 		resp, err := client.do(t.Context(), http.MethodGet, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if cert, err := client.enrolAnswer(resp, pub); !errors.Is(err, ErrKeyMismatch) || cert != nil {
-			t.Errorf("%T: got %v, %v", pub, cert, err)
-		}
+		require.NoError(t, err)
+		cert, err := client.enrolAnswer(resp, pub)
+		assert.ErrorIs(t, err, ErrKeyMismatch)
+		assert.Nil(t, cert)
 	}
 }
 
@@ -291,9 +277,7 @@ func TestEnrolAnswerKeyMismatch(t *testing.T) {
 func bodyOf(t testing.TB, file string) (head, body []byte) {
 	t.Helper()
 	head, body, ok := bytes.Cut(readTestdata(t, file), []byte("\r\n\r\n"))
-	if !ok {
-		t.Fatalf("%s has no body", file)
-	}
+	require.True(t, ok, file)
 	return head, body
 }
 
@@ -309,13 +293,12 @@ func read(contentType string, body []byte) ([]*x509.Certificate, error) {
 func TestEveryTruncationOfBase64(t *testing.T) {
 	for _, file := range []string{"gs-enroll-mtls.http", "fio-enroll-mtls.http", "le-cacerts.http"} {
 		_, body := bodyOf(t, file)
-		if _, err := read(mediaType, body); err != nil {
-			t.Fatal(err)
-		}
+		_, err := read(mediaType, body)
+		require.NoError(t, err)
 		for n := range len(bytes.TrimSpace(body)) {
-			if certs, err := read(mediaType, body[:n]); !errors.Is(err, ErrAnswer) || certs != nil {
-				t.Fatalf("%s cut to %d bytes: %d certificates, %v", file, n, len(certs), err)
-			}
+			certs, err := read(mediaType, body[:n])
+			require.ErrorIs(t, err, ErrAnswer, file)
+			require.Nil(t, certs, file)
 		}
 	}
 }
