@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/keystore"
 )
 
@@ -313,22 +316,16 @@ func newChip(fault string) *chip {
 
 func newECDSA(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return key
 }
 
 func TestGoodStores(t *testing.T) {
 	p256 := newECDSA(t, elliptic.P256())
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 3072)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	_, edKey, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	existing := newChip("")
 	half := newChip("")
 	half.keys[keystore.Enrolment] = &signer{chip: half, private: p256}
@@ -358,9 +355,7 @@ func TestGoodStores(t *testing.T) {
 			only:   func(opts crypto.SignerOpts) bool { _, pss := opts.(*rsa.PSSOptions); return pss },
 		}))},
 	} {
-		if err := Test(t.Context(), c.open); err != nil {
-			t.Errorf("%s: %v", c.name, err)
-		}
+		assert.NoError(t, Test(t.Context(), c.open), c.name)
 	}
 }
 
@@ -420,19 +415,19 @@ func TestBrokenStores(t *testing.T) {
 func TestBrokenSigners(t *testing.T) {
 	p256 := newECDSA(t, elliptic.P256())
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	for _, c := range []struct {
 		name   string
 		signer crypto.Signer
 		want   string
 	}{
 		{"no key", nil, "there is no key to check"},
-		{"RSA with another salt", &signer{private: rsaKey, fault: "largest salt"}, "rsa_pss_rsae_sha256: the signature of 256 bytes does not verify"},
+		{"RSA with another salt", &signer{private: rsaKey, fault: "largest salt"},
+			"rsa_pss_rsae_sha256: the signature of 256 bytes does not verify"},
 		{"RSA that signs anything", &signer{private: rsaKey, fault: "wrong key"}, "rsa_pkcs1_sha256"},
 		{"no schemes", restricted{signer: &signer{private: p256}}, "SignatureSchemes is empty"},
-		{"schemes of another key", restricted{signer: &signer{private: p256}, codes: []uint16{0x0804}}, "SignatureSchemes lists 0x0804"},
+		{"schemes of another key", restricted{signer: &signer{private: p256}, codes: []uint16{0x0804}},
+			"SignatureSchemes lists 0x0804"},
 		{"claims what it refuses", restricted{
 			signer: &signer{private: rsaKey},
 			codes:  []uint16{0x0401, 0x0804},
@@ -447,22 +442,15 @@ func TestBrokenSigners(t *testing.T) {
 
 func wantFinding(t *testing.T, err error, want string) {
 	t.Helper()
-	if err == nil {
-		t.Fatal("no finding")
-	}
+	require.Error(t, err, "no finding")
 	var findings interface{ Unwrap() []error }
-	if !errors.As(err, &findings) {
-		t.Fatalf("a single error %v, want joined findings", err)
-	}
+	require.ErrorAs(t, err, &findings, "a single error")
 	for _, finding := range findings.Unwrap() {
 		text := finding.Error()
-		if !strings.HasPrefix(text, "keystoretest: ") || !strings.Contains(text, "; contract: ") {
-			t.Errorf("a finding does not name the contract: %s", text)
-		}
+		assert.True(t, strings.HasPrefix(text, "keystoretest: "), "a finding does not name the contract")
+		assert.Contains(t, text, "; contract: ", "a finding does not name the contract")
 	}
-	if !strings.Contains(err.Error(), want) {
-		t.Errorf("got:\n%v\nwant a finding with %q", err, want)
-	}
+	assert.Contains(t, err.Error(), want)
 }
 
 // Which keys there are a store learns from its medium, not from what it has opened.
@@ -479,9 +467,7 @@ func TestSignHangs(t *testing.T) {
 	ks := keystore.Static(&signer{private: newECDSA(t, elliptic.P256()), fault: "hangs in Sign"})
 	err := test(t.Context(), always(ks), 10*time.Millisecond, time.Second)
 	wantFinding(t, err, "signing with ecdsa_secp256r1_sha256: the call does not return")
-	if strings.Contains(err.Error(), "\n") {
-		t.Errorf("several findings:\n%v", err)
-	}
+	assert.NotContains(t, err.Error(), "\n", "several findings")
 }
 
 // A check that is cut short says so, whatever it found.
@@ -494,7 +480,5 @@ func TestEndOfContext(t *testing.T) {
 		}
 		return c.open(ctx)
 	})
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
-	}
+	assert.ErrorIs(t, err, context.Canceled)
 }
