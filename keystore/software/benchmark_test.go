@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
@@ -21,9 +23,8 @@ func BenchmarkOpen(b *testing.B) {
 	records := new(store.Mem)
 	opts := options(software.P256, strong)
 	opts.Iterations = software.DefaultIterations
-	if _, err := open(b, records, opts).Generate(b.Context(), keystore.Enrolment); err != nil {
-		b.Fatal(err)
-	}
+	_, err := open(b, records, opts).Generate(b.Context(), keystore.Enrolment)
+	require.NoError(b, err)
 	var ours, limit time.Duration
 	for b.Loop() {
 		ours += elapsed(b, func() error {
@@ -46,9 +47,7 @@ func BenchmarkSign(b *testing.B) {
 	_, s := stored(b, new(store.Mem), software.P256)
 	digest := make([]byte, 32)
 	bare, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
+	require.NoError(b, err)
 	var ours, limit time.Duration
 	for b.Loop() {
 		ours += elapsed(b, func() error {
@@ -69,8 +68,6 @@ func BenchmarkSign(b *testing.B) {
 
 func elapsed(b *testing.B, f func() error) time.Duration {
 	began := time.Now()
-	if err := f(); err != nil {
-		b.Fatal(err)
-	}
+	require.NoError(b, f())
 	return time.Since(began)
 }

@@ -18,11 +18,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/youmark/pkcs8"
+
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
-	"github.com/youmark/pkcs8"
 )
 
 // openssl runs the program, which must be there if real parts are required.
@@ -33,9 +36,7 @@ func openssl(t *testing.T, in []byte, args ...string) []byte {
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("openssl %s: %v: %s", strings.Join(args, " "), err, errs.String())
-	}
+	require.NoError(t, err, "%v, %v", strings.Join(args, " "), errs.String())
 	return out
 }
 
@@ -48,35 +49,23 @@ func TestOpenSSLOpensOurs(t *testing.T) {
 
 		public := openssl(t, nil, "pkey", "-in", file, "-passin", "pass:"+strong, "-pubout", "-outform", "DER")
 		want, err := x509.MarshalPKIXPublicKey(signer.Public())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(public, want) {
-			t.Errorf("%v: openssl finds the public key %x, want %x", algorithm, public, want)
-		}
+		require.NoError(t, err)
+		assert.Equal(t, want, public, algorithm)
 		// The two sign alike.
 		message := []byte("message")
 		digest := sha256.Sum256(message)
 		signature := openssl(t, message, "dgst", "-sha256", "-sign", file, "-passin", "pass:"+strong)
-		if !verify(signer.Public(), digest[:], signature) {
-			t.Errorf("%v: openssl's signature does not verify", algorithm)
-		}
+		assert.True(t, verify(signer.Public(), digest[:], signature), algorithm)
 		ours, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		publicFile, signatureFile := filepath.Join(dir, "pub"), filepath.Join(dir, "sig")
 		block := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})
-		if err := errors.Join(os.WriteFile(publicFile, block, 0o600), os.WriteFile(signatureFile, ours, 0o600)); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, errors.Join(os.WriteFile(publicFile, block, 0o600), os.WriteFile(signatureFile, ours, 0o600)))
 		openssl(t, message, "dgst", "-sha256", "-verify", publicFile, "-signature", signatureFile)
 		// It is encrypted as documented.
 		described := string(openssl(t, nil, "asn1parse", "-i", "-in", file))
 		for _, part := range []string{"PBES2", "PBKDF2", "hmacWithSHA256", "aes-256-cbc"} {
-			if !strings.Contains(described, part) {
-				t.Errorf("%v: not encrypted with %s:\n%s", algorithm, part, described)
-			}
+			assert.Contains(t, described, part, algorithm)
 		}
 	}
 }
@@ -113,9 +102,12 @@ func TestImport(t *testing.T) {
 		"HMAC-SHA-1":       {p256, []string{"-v2", "aes-256-cbc", "-v2prf", "hmacWithSHA1"}, strong, howto},
 		"PKCS #5 v1.5":     {p256, []string{"-v1", "PBE-SHA1-3DES"}, strong, howto},
 		"many rounds":      {p256, []string{"-v2", "aes-256-cbc", "-iter", "10000001"}, strong, "10000001 PBKDF2 iterations"},
-		"P-384":            {[]string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"}, []string{"-v2", "aes-256-cbc"}, strong, "P-384, need P-256"},
-		"RSA-1024":         {[]string{"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"}, []string{"-v2", "aes-256-cbc"}, strong, "RSA key of 1024 bits"},
-		"Ed25519":          {[]string{"-algorithm", "ED25519"}, []string{"-v2", "aes-256-cbc"}, strong, "neither an ECDSA nor an RSA key"},
+		"P-384": {[]string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"},
+			[]string{"-v2", "aes-256-cbc"}, strong, "P-384, need P-256"},
+		"RSA-1024": {[]string{"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"},
+			[]string{"-v2", "aes-256-cbc"}, strong, "RSA key of 1024 bits"},
+		"Ed25519": {[]string{"-algorithm", "ED25519"}, []string{"-v2", "aes-256-cbc"}, strong,
+			"neither an ECDSA nor an RSA key"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			ctx := t.Context()
@@ -125,23 +117,19 @@ func TestImport(t *testing.T) {
 				file = openssl(t, key, append([]string{"pkcs8", "-topk8", "-passout", "pass:" + c.secret}, c.encrypt...)...)
 			}
 			var records store.Mem
-			if err := records.Create(ctx, "key-dsk", store.EncodeRecord("key-dsk", 1, file)); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, records.Create(ctx, "key-dsk", store.EncodeRecord("key-dsk", 1, file)))
 			signer, err := open(t, &records, options(software.P256, c.secret)).Signer(ctx, keystore.Device)
 			if c.refused != "" {
-				if signer != nil || err == nil || !strings.Contains(err.Error(), c.refused) || errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("got %v, %v; want an error with %q", signer, err, c.refused)
-				}
+				assert.Nil(t, signer)
+				require.Error(t, err)
+				assert.Contains(t, err.Error(), c.refused)
+				assert.NotErrorIs(t, err, fs.ErrNotExist)
 				return
 			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			want := openssl(t, key, "pkey", "-pubout", "-outform", "DER")
-			if got, _ := x509.MarshalPKIXPublicKey(signer.Public()); !bytes.Equal(got, want) {
-				t.Errorf("the imported key is another one")
-			}
+			got, _ := x509.MarshalPKIXPublicKey(signer.Public())
+			assert.Equal(t, want, got, "the imported key is another one")
 		})
 	}
 }
@@ -151,18 +139,12 @@ func privateNumbers(t *testing.T, records store.Store, role keystore.Role) []str
 	t.Helper()
 	name := "key-" + string(role)
 	record, err := records.Get(t.Context(), name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	_, payload, err := store.DecodeRecord(name, record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	block, _ := pem.Decode(payload)
 	key, err := pkcs8.ParsePKCS8PrivateKey(block.Bytes, []byte(strong))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var numbers []*big.Int
 	switch key := key.(type) {
 	case *ecdsa.PrivateKey:

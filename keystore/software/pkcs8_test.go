@@ -9,8 +9,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
-	"strings"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/store"
@@ -28,31 +30,24 @@ type sealedKey struct {
 
 func takeApart(t testing.TB) *sealedKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	record, err := makeRecord("key-esk", key, testSecret, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	der, err := parseRecord("key-esk", record)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var k sealedKey
-	if !parse(der, &k.info) || !parse(k.info.Encryption.Parameters.FullBytes, &k.pbes2) ||
-		!parse(k.pbes2.KDF.Parameters.FullBytes, &k.kdf) || !parse(k.pbes2.Cipher.Parameters.FullBytes, &k.iv) {
-		t.Fatal("our own record does not parse")
-	}
+	require.True(t, parse(der, &k.info), "our own record does not parse")
+	require.True(t, parse(k.info.Encryption.Parameters.FullBytes, &k.pbes2),
+		"our own record does not parse")
+	require.True(t, parse(k.pbes2.KDF.Parameters.FullBytes, &k.kdf), "our own record does not parse")
+	require.True(t, parse(k.pbes2.Cipher.Parameters.FullBytes, &k.iv), "our own record does not parse")
 	return &k
 }
 
 func (k *sealedKey) encode(t testing.TB) []byte {
 	marshal := func(value any) []byte {
 		der, err := asn1.Marshal(value)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		return der
 	}
 	k.pbes2.KDF.Parameters.FullBytes = marshal(k.kdf)
@@ -74,8 +69,12 @@ func TestHostileRecords(t *testing.T) {
 		"one iteration too far": {func(k *sealedKey) { k.kdf.Iterations = MaxIterations + 1 }, "10000001 PBKDF2 iterations"},
 		"no iterations":         {func(k *sealedKey) { k.kdf.Iterations = 0 }, "0 PBKDF2 iterations"},
 		"negative iterations":   {func(k *sealedKey) { k.kdf.Iterations = -1 }, "-1 PBKDF2 iterations"},
-		"another PRF":           {func(k *sealedKey) { k.kdf.PRF.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 11} }, "unsupported PBKDF2 function"},
-		"no PRF":                {func(k *sealedKey) { k.kdf.PRF = pkix.AlgorithmIdentifier{} }, "unsupported PBKDF2 function"},
+		"another PRF": {func(k *sealedKey) {
+			k.kdf.PRF.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549,
+				2, 11}
+		}, "unsupported PBKDF2 function"},
+		"no PRF": {func(k *sealedKey) { k.kdf.PRF = pkix.AlgorithmIdentifier{} },
+			"unsupported PBKDF2 function"},
 		"scrypt": {func(k *sealedKey) {
 			k.pbes2.KDF.Algorithm = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}
 		}, "unsupported key derivation"},
@@ -92,36 +91,26 @@ func TestHostileRecords(t *testing.T) {
 			c.spoil(k)
 			block := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: k.encode(t)})
 			var records store.Mem
-			if err := records.Put(t.Context(), "key-esk", store.EncodeRecord("key-esk", recordVersion, block)); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, records.Put(t.Context(), "key-esk", store.EncodeRecord("key-esk", recordVersion, block)))
 			asked := false
 			s, err := New(&records, Options{Secret: func(context.Context) ([]byte, error) {
 				asked = true
 				return testSecret, nil
 			}})
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			signer, err := s.Signer(t.Context(), keystore.Enrolment)
 			if c.want == "" {
-				if err != nil {
-					t.Fatal(err)
-				}
+				require.NoError(t, err)
 				return
 			}
-			if signer != nil || err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, %v; want an error with %q", signer, err, c.want)
-			}
-			if asked {
-				t.Error("the secret was asked for")
-			}
+			assert.Nil(t, signer)
+			require.Error(t, err)
+			assert.Contains(t, err.Error(), c.want)
+			assert.False(t, asked, "the secret was asked for")
 		})
 	}
 	k := takeApart(t)
-	if err := checkSealed(append(k.encode(t), 0)); err == nil {
-		t.Error("a byte left over is not noticed")
-	}
+	assert.Error(t, checkSealed(append(k.encode(t), 0)), "a byte left over is not noticed")
 }
 
 // Whatever checkSealed passes can be decrypted without a panic.
@@ -139,14 +128,14 @@ func FuzzSealed(f *testing.F) {
 		var info encryptedPrivateKeyInfo
 		var pbes2 pbes2Params
 		var kdf pbkdf2Params
-		if !parse(der, &info) || !parse(info.Encryption.Parameters.FullBytes, &pbes2) || !parse(pbes2.KDF.Parameters.FullBytes, &kdf) {
-			t.Fatal("passed, but does not parse")
-		}
+		require.True(t, parse(der, &info), "passed, but does not parse")
+		require.True(t, parse(info.Encryption.Parameters.FullBytes, &pbes2), "passed, but does not parse")
+		require.True(t, parse(pbes2.KDF.Parameters.FullBytes, &kdf), "passed, but does not parse")
 		if kdf.Iterations > 1000 {
 			return // bounded, but not quick
 		}
-		if signer, err := unseal(der, testSecret); err == nil && signer == nil {
-			t.Fatal("no key and no error")
+		if signer, err := unseal(der, testSecret); err == nil {
+			require.NotNil(t, signer, "no key and no error")
 		}
 	})
 }

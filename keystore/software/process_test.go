@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/store"
@@ -68,41 +71,27 @@ func TestProcessesEndWithOneIdentity(t *testing.T) {
 			cmd.Env = append(os.Environ(), childDir+"="+dir, "GORACE=atexit_sleep_ms=0")
 			cmd.Stderr = os.Stderr
 			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
+			require.NoError(t, cmd.Start())
 			reader := bufio.NewReader(out)
-			if line, err := reader.ReadString('\n'); line != "ready\n" {
-				t.Fatalf("child said %q, %v", line, err)
-			}
+			line, _ := reader.ReadString('\n')
+			require.Equal(t, "ready\n", line)
 			all, outs, starts = append(all, cmd), append(outs, reader), append(starts, in.Close)
 		}
 		for _, start := range starts {
-			if err := start(); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, start())
 		}
 		identities := make(map[string]bool)
 		for i, cmd := range all {
 			line, _ := outs[i].ReadString('\n')
-			if err := cmd.Wait(); err != nil {
-				t.Fatalf("child: %v, it said %q", err, line)
-			}
+			require.NoError(t, cmd.Wait(), line)
 			identities[strings.TrimSpace(line)] = true
 		}
 		signer, err := open(t, store.Dir(dir), options(software.P256, strong)).Signer(t.Context(), keystore.Enrolment)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(identities) != 1 || !identities[fingerprint(t, signer)] {
-			t.Errorf("%d processes had the identities %v, stored is %s", processes, identities, fingerprint(t, signer))
-		}
+		require.NoError(t, err)
+		require.Len(t, identities, 1, processes)
+		assert.True(t, identities[fingerprint(t, signer)], processes)
 	}
 }

@@ -15,6 +15,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/keystoretest"
 	"github.com/quarklink-go/quarklink/keystore/software"
@@ -36,27 +39,21 @@ func options(algorithm software.Algorithm, secret string) software.Options {
 func open(t testing.TB, records store.Creator, opts software.Options) *software.Store {
 	t.Helper()
 	s, err := software.New(records, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return s
 }
 
 func generate(t *testing.T, s *software.Store, role keystore.Role) crypto.Signer {
 	t.Helper()
 	signer, err := s.Generate(t.Context(), role)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return signer
 }
 
 func fingerprint(t *testing.T, signer crypto.Signer) string {
 	t.Helper()
 	id, err := keystore.Fingerprint(signer.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return fmt.Sprintf("%x", id)
 }
 
@@ -87,14 +84,10 @@ func stored(t testing.TB, records store.Creator, algorithm software.Algorithm) (
 	if err == nil {
 		err = records.Create(t.Context(), "key-esk", record)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	s := open(t, records, options(algorithm, strong))
 	signer, err := s.Signer(t.Context(), keystore.Enrolment)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return signer, s
 }
 
@@ -110,11 +103,9 @@ func TestConformance(t *testing.T) {
 	} {
 		for _, state := range []string{"fresh", "existing"} {
 			t.Run(c.name+", "+state, func(t *testing.T) {
-				if err := keystoretest.Test(t.Context(), func(context.Context) (keystore.KeyStore, error) {
+				assert.NoError(t, keystoretest.Test(t.Context(), func(context.Context) (keystore.KeyStore, error) {
 					return software.New(c.records, options(c.algorithm, strong))
-				}); err != nil {
-					t.Error(err)
-				}
+				}))
 			})
 		}
 	}
@@ -130,13 +121,13 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		bad := good
 		change(&bad)
-		if s, err := software.New(new(store.Mem), bad); s != nil || !errors.Is(err, fs.ErrInvalid) {
-			t.Errorf("%s: got %v, %v; want fs.ErrInvalid", what, s, err)
-		}
+		s, err := software.New(new(store.Mem), bad)
+		assert.Nil(t, s, what)
+		assert.ErrorIs(t, err, fs.ErrInvalid, what)
 	}
-	if s, err := software.New(nil, good); s != nil || !errors.Is(err, fs.ErrInvalid) {
-		t.Errorf("no store: got %v, %v; want fs.ErrInvalid", s, err)
-	}
+	s, err := software.New(nil, good)
+	assert.Nil(t, s, "no store")
+	assert.ErrorIs(t, err, fs.ErrInvalid, "no store")
 }
 
 // A secret that protects nothing is refused before anything is written.
@@ -162,13 +153,14 @@ func TestSecretRefused(t *testing.T) {
 			Iterations: c.iterations,
 		})
 		signer, err := s.Generate(ctx, keystore.Enrolment)
-		if err == nil || signer != nil || c.err != nil && !errors.Is(err, c.err) {
-			t.Errorf("%s: Generate gives %v, %v", what, signer, err)
+		assert.Nil(t, signer, what)
+		assert.Error(t, err, what)
+		if c.err != nil {
+			assert.ErrorIs(t, err, c.err, what)
 		}
 		for _, name := range []string{"key-esk", "key-dsk"} {
-			if _, err := records.Get(ctx, name); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("%s: the record %s was written: %v", what, name, err)
-			}
+			_, err := records.Get(ctx, name)
+			assert.ErrorIs(t, err, fs.ErrNotExist, what)
 		}
 	}
 }
@@ -181,9 +173,9 @@ func TestSecretIsNotChanged(t *testing.T) {
 	opts.Secret = func(context.Context) ([]byte, error) { return secret, nil }
 	id := fingerprint(t, generate(t, open(t, &records, opts), keystore.Enrolment))
 	signer, err := open(t, &records, opts).Signer(t.Context(), keystore.Enrolment)
-	if err != nil || fingerprint(t, signer) != id || string(secret) != strong {
-		t.Errorf("with the same slice: %v; the secret is now %q", err, secret)
-	}
+	require.NoError(t, err, "with the same slice")
+	assert.Equal(t, id, fingerprint(t, signer), "with the same slice")
+	assert.Equal(t, strong, string(secret), "with the same slice")
 }
 
 // A secret of less than 32 bytes is stretched.
@@ -193,9 +185,8 @@ func TestShortSecret(t *testing.T) {
 	opts.Iterations = 0
 	id := fingerprint(t, generate(t, open(t, &records, opts), keystore.Device))
 	signer, err := open(t, &records, opts).Signer(t.Context(), keystore.Device)
-	if err != nil || fingerprint(t, signer) != id {
-		t.Error(err)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, id, fingerprint(t, signer))
 }
 
 // Absent, damaged and locked are three different things, and none but the first
@@ -205,9 +196,7 @@ func TestStatesAreToldApart(t *testing.T) {
 	var records store.Mem
 	id := fingerprint(t, generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment))
 	whole, err := records.Get(ctx, "key-esk")
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	flipped := bytes.Clone(whole)
 	flipped[len(flipped)/2] ^= 1
 	for what, c := range map[string]struct {
@@ -217,64 +206,57 @@ func TestStatesAreToldApart(t *testing.T) {
 		want     error
 		generate error
 	}{
-		"absent":                     {whole, strong, keystore.Device, fs.ErrNotExist, nil},
-		"wrong secret":               {whole, strong + "x", keystore.Enrolment, software.ErrSecret, fs.ErrExist},
-		"flipped bit":                {flipped, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
-		"cut":                        {whole[:len(whole)/2], strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
-		"empty":                      {nil, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
-		"another record":             {store.EncodeRecord("key-dsk", 1, whole), strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
-		"a record without a key":     {store.EncodeRecord("key-esk", 1, []byte("key")), strong, keystore.Enrolment, nil, fs.ErrExist},
+		"absent":       {whole, strong, keystore.Device, fs.ErrNotExist, nil},
+		"wrong secret": {whole, strong + "x", keystore.Enrolment, software.ErrSecret, fs.ErrExist},
+		"flipped bit":  {flipped, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"cut":          {whole[:len(whole)/2], strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"empty":        {nil, strong, keystore.Enrolment, store.ErrDamaged, fs.ErrExist},
+		"another record": {store.EncodeRecord("key-dsk", 1, whole), strong, keystore.Enrolment,
+			store.ErrDamaged, fs.ErrExist},
+		"a record without a key": {store.EncodeRecord("key-esk", 1, []byte("key")), strong, keystore.Enrolment,
+			nil, fs.ErrExist},
 		"a record of a later format": {store.EncodeRecord("key-esk", 2, nil), strong, keystore.Enrolment, nil, fs.ErrExist},
 		"unknown role":               {whole, strong, "admin", fs.ErrInvalid, fs.ErrInvalid},
 	} {
 		t.Run(what, func(t *testing.T) {
 			var records store.Mem
-			if err := records.Put(ctx, "key-esk", c.record); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, records.Put(ctx, "key-esk", c.record))
 			s := open(t, &records, options(software.P256, c.secret))
 			signer, err := s.Signer(ctx, c.role)
-			if signer != nil || err == nil || c.want != nil && !errors.Is(err, c.want) {
-				t.Errorf("Signer gives %v, %v; want %v", signer, err, c.want)
+			assert.Nil(t, signer)
+			require.Error(t, err)
+			if c.want != nil {
+				assert.ErrorIs(t, err, c.want)
 			}
 			for _, other := range []error{fs.ErrNotExist, software.ErrSecret, store.ErrDamaged} {
-				if other != c.want && errors.Is(err, other) {
-					t.Errorf("Signer gives %v, which is also %v", err, other)
+				if other != c.want {
+					assert.NotErrorIs(t, err, other)
 				}
 			}
-			if err != nil && strings.Contains(err.Error(), strong) {
-				t.Errorf("the error tells the secret: %v", err)
-			}
-			if _, err := s.Generate(ctx, c.role); !errors.Is(err, c.generate) {
-				t.Errorf("Generate gives %v, want %v", err, c.generate)
-			}
-			if now, err := records.Get(ctx, "key-esk"); !bytes.Equal(now, c.record) {
-				t.Errorf("the record was changed: %v", err)
-			}
+			assert.NotContains(t, err.Error(), strong, "the error tells the secret")
+			_, err = s.Generate(ctx, c.role)
+			assert.ErrorIs(t, err, c.generate)
+			now, _ := records.Get(ctx, "key-esk")
+			assert.Equal(t, string(c.record), string(now), "the record was changed")
 		})
 	}
 	signer, err := open(t, &records, options(software.P256, strong)).Signer(ctx, keystore.Enrolment)
-	if err != nil || fingerprint(t, signer) != id {
-		t.Errorf("the whole record: %v", err)
-	}
+	require.NoError(t, err, "the whole record")
+	assert.Equal(t, id, fingerprint(t, signer), "the whole record")
 }
 
 // The algorithm is for keys to be made; a stored one stays.
 func TestAlgorithmOfAStoredKey(t *testing.T) {
 	var records store.Mem
 	id := fingerprint(t, generate(t, open(t, &records, options(software.P256, strong)), keystore.Enrolment))
-	if err := records.Delete(t.Context(), "key-dsk"); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, records.Delete(t.Context(), "key-dsk"))
 	s := open(t, &records, options(software.RSA3072, strong))
 	signer, err := s.Signer(t.Context(), keystore.Enrolment)
-	if err != nil || fingerprint(t, signer) != id {
-		t.Errorf("the stored key: %v", err)
-	}
+	require.NoError(t, err, "the stored key")
+	assert.Equal(t, id, fingerprint(t, signer), "the stored key")
 	made, ok := generate(t, s, keystore.Device).Public().(*rsa.PublicKey)
-	if !ok || made.N.BitLen() != 3072 {
-		t.Errorf("the new key is no RSA-3072")
-	}
+	require.True(t, ok, "the new key is no RSA-3072")
+	assert.Equal(t, 3072, made.N.BitLen(), "the new key is no RSA-3072")
 }
 
 // Opening takes the secret once, however many ask.
@@ -293,15 +275,12 @@ func TestOpenedOnce(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			if _, err := s.Signer(t.Context(), keystore.Enrolment); err != nil {
-				t.Error(err)
-			}
+			_, err := s.Signer(t.Context(), keystore.Enrolment)
+			assert.NoError(t, err)
 		}()
 	}
 	wg.Wait()
-	if calls != 1 {
-		t.Errorf("Secret was called %d times", calls)
-	}
+	assert.Equal(t, 1, calls)
 }
 
 // Waiting for another caller's turn obeys the context.
@@ -327,13 +306,9 @@ func TestWaitObeysContext(t *testing.T) {
 		waited <- err
 	}()
 	cancel()
-	if err := <-waited; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
-	}
+	assert.ErrorIs(t, <-waited, context.Canceled)
 	close(answer)
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, <-done)
 }
 
 // What Signer returns can sign and name its public key, and no more.
@@ -345,14 +320,10 @@ func TestSignerShowsNothing(t *testing.T) {
 		for i := range reflect.TypeOf(signer).NumMethod() {
 			methods = append(methods, reflect.TypeOf(signer).Method(i).Name)
 		}
-		if got := strings.Join(methods, " "); got != "Format Public Sign" {
-			t.Errorf("%v: the signer has methods %s", algorithm, got)
-		}
+		assert.Equal(t, "Format Public Sign", strings.Join(methods, " "), algorithm)
 		const hidden = "software.Signer(private key not shown)"
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-			if got := fmt.Sprintf(verb, signer); got != hidden {
-				t.Errorf("%v: %s prints %s", algorithm, verb, got)
-			}
+			assert.Equal(t, hidden, fmt.Sprintf(verb, signer), algorithm)
 		}
 		var logged bytes.Buffer
 		slog.New(slog.NewTextHandler(&logged, nil)).Info("", "signer", signer, "store", s)
@@ -361,9 +332,7 @@ func TestSignerShowsNothing(t *testing.T) {
 		encoded, _ := json.Marshal(signer)
 		logged.Write(encoded)
 		for _, secret := range privateNumbers(t, &records, keystore.Enrolment) {
-			if strings.Contains(logged.String(), secret) {
-				t.Errorf("%v: printed: %s", algorithm, logged.String())
-			}
+			assert.NotContains(t, logged.String(), secret, algorithm)
 		}
 	}
 }
@@ -379,17 +348,15 @@ func TestSignRefuses(t *testing.T) {
 			"MD5":        crypto.MD5,
 			"SHA-384":    crypto.SHA384, // of which this is no digest
 		} {
-			if signature, err := signer.Sign(nil, digest, opts); err == nil || signature != nil {
-				t.Errorf("%v, %s: got %x, %v", algorithm, what, signature, err)
-			}
+			signature, err := signer.Sign(nil, digest, opts)
+			require.Error(t, err, "%v, %v", algorithm, what)
+			assert.Nil(t, signature, "%v, %v", algorithm, what)
 		}
 		if _, err := signer.Sign(nil, digest, crypto.SHA256); err != nil {
 			t.Errorf("%v: without a random source: %v", algorithm, err)
 		}
 		_, err := signer.Sign(nil, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256})
-		if isRSA := algorithm == software.RSA3072; isRSA != (err == nil) {
-			t.Errorf("%v: PSS: %v", algorithm, err)
-		}
+		assert.Equal(t, err == nil, algorithm == software.RSA3072)
 	}
 }
 
