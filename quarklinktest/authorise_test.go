@@ -1,7 +1,6 @@
 package quarklinktest_test
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +8,9 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
@@ -32,9 +34,7 @@ func TestWhoMayCall(t *testing.T) {
 	)
 	for _, state := range []string{"not enrolled", "enrolled", "revoked"} {
 		s := newServer(t, quarklinktest.Options{InMemory: true})
-		if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 		d := newDevice(t, s, "b")
 		stranger := newDevice(t, s, "")
 		temporary := d.temporary()
@@ -43,21 +43,15 @@ func TestWhoMayCall(t *testing.T) {
 			device = d.enrol()
 		}
 		if state == "revoked" {
-			if err := s.Revoke(d.id); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, s.Revoke(d.id))
 		}
 		// A certificate over the stranger's key with everything else copied.
 		parsed, err := x509.ParseCertificate(temporary.Certificate[0])
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		issuer := *parsed
 		issuer.RawSubject, issuer.PublicKey = parsed.RawIssuer, stranger.esk.Public()
 		copied, err := x509.CreateCertificate(rand.Reader, parsed, &issuer, stranger.esk.Public(), stranger.esk)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		shown := map[string]*tls.Certificate{
 			"none":      nil,
 			"identity":  d.identity,
@@ -72,11 +66,13 @@ func TestWhoMayCall(t *testing.T) {
 			by           map[string]want // enrolled
 			notEnrolled  map[string]want // where it differs
 		}{
-			{"GET", pathCACerts, map[string]want{"none": ok, "identity": ok, "temporary": ok, "device": ok, "stranger": ok, "copied": ok, "DPK": ok}, nil},
+			{"GET", pathCACerts, map[string]want{"none": ok, "identity": ok, "temporary": ok, "device": ok,
+				"stranger": ok, "copied": ok, "DPK": ok}, nil},
 			{"POST", pathTemporary, map[string]want{"identity": badCSR, "temporary": plain, "device": plain}, nil},
 			{"POST", pathEnrol, map[string]want{"identity": plain, "temporary": badCSR, "device": plain}, nil},
 			{"POST", pathReenrol, map[string]want{"identity": plain, "temporary": plain, "device": badCSR}, nil},
-			{"GET", pathConnection, map[string]want{"identity": plain, "temporary": ok, "device": ok}, map[string]want{"temporary": notYet}},
+			{"GET", pathConnection, map[string]want{"identity": plain, "temporary": ok, "device": ok},
+				map[string]want{"temporary": notYet}},
 			{"GET", pathStatus, map[string]want{"identity": ok, "temporary": plain, "device": plain}, nil},
 			{"GET", pathFirmware, map[string]want{"identity": none404, "temporary": plain, "device": plain}, nil},
 			{"POST", pathOutcome, map[string]want{"identity": created, "temporary": plain, "device": plain}, nil},
@@ -118,9 +114,7 @@ func TestWhoMayCall(t *testing.T) {
 				if r.status >= 300 {
 					got.problem = r.problem(t)
 				}
-				if got != expected {
-					t.Errorf("%s, %s %s with %s: %v, want %v: %s", state, call.method, call.path, name, got, expected, r.body)
-				}
+				assert.Equal(t, expected, got, "%v, %v, %v, %v, %v", state, call.method, call.path, name, r.body)
 			}
 		}
 	}
@@ -130,37 +124,31 @@ func TestWhoMayCall(t *testing.T) {
 func TestCertificatesExpire(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	s := newServer(t, quarklinktest.Options{InMemory: true, Now: func() time.Time { return now }})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b", Policy: quarklinktest.Policy{Lifetime: 48 * time.Hour}}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b", Policy: quarklinktest.Policy{Lifetime: 48 * time.Hour}}))
 	d := newDevice(t, s, "b")
 	temporary, device := d.temporary(), d.enrol()
 	byTemporary, byDevice := d.client(temporary), d.client(device)
 	connect := func(c *http.Client) int { return d.get(c, pathConnection).status }
 
 	now = now.Add(23 * time.Hour)
-	if a, b := connect(byTemporary), connect(byDevice); a != 200 || b != 200 {
-		t.Errorf("after 23 hours: %d by the temporary certificate and %d by the device certificate", a, b)
-	}
+	a, b := connect(byTemporary), connect(byDevice)
+	assert.Equal(t, 200, a, "after 23 hours")
+	assert.Equal(t, 200, b, "after 23 hours")
 	now = now.Add(2 * time.Hour)
-	if a, b := connect(byTemporary), connect(byDevice); a != 403 || b != 200 {
-		t.Errorf("after 25 hours: %d by the temporary certificate and %d by the device certificate", a, b)
-	}
-	if d.status().CertificateExpired {
-		t.Error("expired after 25 hours of 48")
-	}
+	a, b = connect(byTemporary), connect(byDevice)
+	assert.Equal(t, 403, a, "after 25 hours")
+	assert.Equal(t, 200, b, "after 25 hours")
+	assert.False(t, d.status().CertificateExpired, "expired after 25 hours of 48")
 	now = now.Add(24 * time.Hour)
-	if b := connect(byDevice); b != 403 {
-		t.Errorf("after 49 hours: %d by the device certificate", b)
-	}
-	if st := d.status(); st.State != "enrolled" || !st.CertificateExpired {
-		t.Errorf("after 49 hours: %+v", st)
-	}
+	assert.Equal(t, 403, connect(byDevice), "after 49 hours")
+	st := d.status()
+	assert.Equal(t, "enrolled", st.State, "after 49 hours")
+	assert.True(t, st.CertificateExpired, "after 49 hours")
 	again := d.enrol()
-	if bytes.Equal(again.Certificate[0], device.Certificate[0]) {
-		t.Error("the expired certificate was issued again")
-	}
-	if st := d.status(); st.State != "enrolled" || st.CertificateExpired || connect(d.client(again)) != 200 {
-		t.Errorf("enrolled again: %+v", st)
-	}
+	assert.NotEqual(t, device.Certificate[0], again.Certificate[0],
+		"the expired certificate was issued again")
+	st = d.status()
+	assert.Equal(t, "enrolled", st.State, "enrolled again")
+	assert.False(t, st.CertificateExpired, "enrolled again")
+	assert.Equal(t, 200, connect(d.client(again)), "enrolled again")
 }

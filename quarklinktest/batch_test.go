@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/quarklinktest"
@@ -19,80 +20,64 @@ func id(n int) quarklink.DeviceID { return quarklink.DeviceID(fmt.Sprintf("%064x
 
 func TestBatches(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "one", Devices: []quarklink.DeviceID{id(2), id(1)}}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "one", Devices: []quarklink.DeviceID{id(2), id(1)}}))
 	for name, b := range map[string]quarklinktest.Batch{
 		"no name":              {},
 		"same name":            {Name: "one"},
 		"other batch's device": {Name: "two", Devices: []quarklink.DeviceID{id(3), id(1)}},
 		"device twice":         {Name: "two", Devices: []quarklink.DeviceID{id(3), id(3)}},
 		"no DeviceID":          {Name: "two", Devices: []quarklink.DeviceID{id(3), "12"}},
-		"two policies":         {Name: "two", Policy: quarklinktest.Policy{Hub: new(quarklink.Hub), Database: new(quarklink.Database)}},
-		"negative lifetime":    {Name: "two", Policy: quarklinktest.Policy{Lifetime: -time.Hour}},
-		"firmware of no size":  {Name: "two", Firmware: &quarklinktest.Firmware{Image: struct{ io.ReaderAt }{strings.NewReader("")}}},
-		"no firmware":          {Name: "two", Firmware: new(quarklinktest.Firmware)},
+		"two policies": {Name: "two", Policy: quarklinktest.Policy{Hub: new(quarklink.Hub),
+			Database: new(quarklink.Database)}},
+		"negative lifetime": {Name: "two", Policy: quarklinktest.Policy{Lifetime: -time.Hour}},
+		"firmware of no size": {Name: "two",
+			Firmware: &quarklinktest.Firmware{Image: struct{ io.ReaderAt }{strings.NewReader("")}}},
+		"no firmware": {Name: "two", Firmware: new(quarklinktest.Firmware)},
 	} {
-		if err := s.AddBatch(b); err == nil {
-			t.Errorf("%s: no error", name)
-		}
+		assert.Error(t, s.AddBatch(b), name)
 	}
-	if s.AddDevices("two", id(3)) == nil {
-		t.Error("devices for a batch that does not exist")
-	}
-	if err := s.AddBatch(quarklinktest.Batch{Name: "two"}); err != nil {
-		t.Fatal(err)
-	}
-	if s.AddDevices("two", id(3), id(1)) == nil || s.AddDevices("two", id(3), "x") == nil {
-		t.Error("a device that cannot be added was")
-	}
-	if got := s.Devices("two"); len(got) > 0 {
-		t.Errorf("half of what failed was done: %v", got)
-	}
-	if err := s.AddDevices("one", id(1), id(3)); err != nil {
-		t.Error(err)
-	}
-	if got := s.Devices("one"); !slices.Equal(got, []quarklink.DeviceID{id(1), id(2), id(3)}) {
-		t.Errorf("devices: %v", got)
-	}
-	if s.Certificates(id(9)) != nil || s.Outcomes(id(9)) != nil || s.Devices("nine") != nil {
-		t.Error("something is known of what does not exist")
-	}
+	assert.Error(t, s.AddDevices("two", id(3)), "devices for a batch that does not exist")
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "two"}))
+	require.Error(t, s.AddDevices("two", id(3), id(1)), "a device that cannot be added")
+	assert.Error(t, s.AddDevices("two", id(3), "x"), "a device that cannot be added")
+	assert.Empty(t, s.Devices("two"), "half of what failed was done")
+	assert.NoError(t, s.AddDevices("one", id(1), id(3)))
+	assert.Equal(t, []quarklink.DeviceID{id(1), id(2), id(3)}, s.Devices("one"), "devices")
+	assert.Nil(t, s.Certificates(id(9)), "something is known of what does not exist")
+	assert.Nil(t, s.Outcomes(id(9)), "something is known of what does not exist")
+	assert.Nil(t, s.Devices("nine"), "something is known of what does not exist")
 }
 
 // The policy becomes the connection details, with the instance's root where it
 // names none.
 func TestPolicies(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	hub := &quarklink.Hub{Endpoint: "hub.test", Port: 1883, ScopeID: "0ne", FirmwareUpdateTopic: "news", Roots: s.IssuingCertificates()}
-	database := &quarklink.Database{Endpoint: "db.test", Port: 443, URI: "/app/x", Database: "d", DataSource: "s", Token: "a.b.c"}
+	hub := &quarklink.Hub{Endpoint: "hub.test", Port: 1883, ScopeID: "0ne", FirmwareUpdateTopic: "news",
+		Roots: s.IssuingCertificates()}
+	database := &quarklink.Database{Endpoint: "db.test", Port: 443, URI: "/app/x", Database: "d", DataSource: "s",
+		Token: "a.b.c"}
 	for _, test := range []struct {
 		name   string
 		policy quarklinktest.Policy
 		want   map[string]any
 		roots  int
 	}{
-		{"default", quarklinktest.Policy{}, map[string]any{"type": "iot_hub", "endpoint": "instance.test", "port": 8883.0}, 1},
+		{"default", quarklinktest.Policy{}, map[string]any{"type": "iot_hub", "endpoint": "instance.test",
+			"port": 8883.0}, 1},
 		{"hub", quarklinktest.Policy{Hub: hub}, map[string]any{"type": "iot_hub", "endpoint": "hub.test", "port": 1883.0,
 			"scopeID": "0ne", "firmwareUpdateTopic": "news"}, 2},
-		{"database", quarklinktest.Policy{Database: database}, map[string]any{"type": "database_direct", "endpoint": "db.test", "port": 443.0,
-			"uri": "/app/x", "database": "d", "dataSource": "s", "token": "a.b.c"}, 1},
+		{"database", quarklinktest.Policy{Database: database},
+			map[string]any{"type": "database_direct", "endpoint": "db.test", "port": 443.0,
+				"uri": "/app/x", "database": "d", "dataSource": "s", "token": "a.b.c"}, 1},
 	} {
-		if err := s.AddBatch(quarklinktest.Batch{Name: test.name, Policy: test.policy}); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: test.name, Policy: test.policy}))
 		d := newDevice(t, s, test.name)
 		var got map[string]any
-		if err := json.Unmarshal(d.get(d.client(d.enrol()), pathConnection).body, &got); err != nil {
-			t.Fatal(err)
-		}
-		if n := strings.Count(got["rootCA"].(string), "-----BEGIN CERTIFICATE-----"); n != test.roots {
-			t.Errorf("%s: %d roots, want %d", test.name, n, test.roots)
-		}
+		require.NoError(t, json.Unmarshal(d.get(d.client(d.enrol()), pathConnection).body, &got))
+		n := strings.Count(got["rootCA"].(string), "-----BEGIN CERTIFICATE-----")
+		assert.Equal(t, test.roots, n, test.name)
 		delete(got, "rootCA")
-		if !maps.Equal(got, test.want) {
-			t.Errorf("%s: %v, want %v", test.name, got, test.want)
-		}
+		assert.Equal(t, test.want, got, test.name)
 	}
 }
 
@@ -139,18 +124,16 @@ func TestParseDevices(t *testing.T) {
 		"escaped":            {`{"devices":["\u0030` + a[2:] + `]}`, 1},
 	} {
 		got, err := quarklinktest.ParseDevices(strings.NewReader(test.file))
-		if len(got) != max(test.want, 0) || (err == nil) != (test.want >= 0) {
-			t.Errorf("%s: %d devices, %v", name, len(got), err)
-		}
+		require.Len(t, got, max(test.want, 0), name)
+		assert.Equal(t, test.want >= 0, err == nil, name)
 	}
 	endless := io.MultiReader(strings.NewReader(`{"devices":[`), blanks{})
-	if _, err := quarklinktest.ParseDevices(endless); err == nil || !strings.Contains(err.Error(), "larger than") {
-		t.Errorf("endless file: %v", err)
-	}
+	_, err := quarklinktest.ParseDevices(endless)
+	require.Error(t, err, "endless file")
+	assert.Contains(t, err.Error(), "larger than", "endless file")
 	broken := errors.New("unplugged")
-	if _, err := quarklinktest.ParseDevices(io.MultiReader(strings.NewReader(`{"devices":[`), failing{broken})); !errors.Is(err, broken) {
-		t.Errorf("failing reader: %v", err)
-	}
+	_, err = quarklinktest.ParseDevices(io.MultiReader(strings.NewReader(`{"devices":[`), failing{broken}))
+	assert.ErrorIs(t, err, broken, "failing reader")
 }
 
 type blanks struct{}
@@ -175,19 +158,13 @@ func FuzzParseDevices(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file string) {
 		got, err := quarklinktest.ParseDevices(strings.NewReader(file))
 		if err != nil {
-			if got != nil {
-				t.Fatal("devices and an error")
-			}
+			require.Nil(t, got, "devices and an error")
 			return
 		}
 		var want struct {
 			Devices []quarklink.DeviceID `json:"devices"`
 		}
-		if err := json.Unmarshal([]byte(file), &want); err != nil {
-			t.Fatal(err)
-		}
-		if !slices.Equal(got, want.Devices) {
-			t.Fatalf("%v, want %v", got, want.Devices)
-		}
+		require.NoError(t, json.Unmarshal([]byte(file), &want))
+		require.Equal(t, want.Devices, got)
 	})
 }

@@ -98,7 +98,8 @@ func TestNewDeviceWithAChangedConfig(t *testing.T) {
 func TestBothVersions(t *testing.T) {
 	server := newServer(t, quarklinktest.Options{InMemory: true, MinTLS: tls.VersionTLS12})
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		state, err := dialTLS(server, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, MaxVersion: version})
+		state, err := dialTLS(server, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12,
+			MaxVersion: version})
 		require.NoError(t, err)
 		assert.Equal(t, tls.VersionName(version), tls.VersionName(state.Version))
 	}

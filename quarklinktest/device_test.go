@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/quarklinktest"
@@ -51,9 +52,7 @@ type rawDevice struct {
 func newServer(t testing.TB, o quarklinktest.Options) *quarklinktest.Server {
 	t.Helper()
 	s, err := quarklinktest.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	return s
 }
@@ -63,15 +62,11 @@ func newDevice(t testing.TB, s *quarklinktest.Server, batch string) *rawDevice {
 	t.Helper()
 	d := &rawDevice{t: t, s: s, esk: newKey(t), dsk: newKey(t)}
 	id, err := quarklink.DeviceIDOf(d.esk.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	d.id = id
 	d.identity = selfSigned(t, d.esk, "any name will do")
 	if batch != "" {
-		if err := s.AddDevices(batch, d.id); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.AddDevices(batch, d.id))
 	}
 	return d
 }
@@ -79,9 +74,7 @@ func newDevice(t testing.TB, s *quarklinktest.Server, batch string) *rawDevice {
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return key
 }
 
@@ -94,9 +87,7 @@ func selfSigned(t testing.TB, key crypto.Signer, name string) *tls.Certificate {
 		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -142,19 +133,16 @@ type reply struct {
 
 func (r reply) problem(t testing.TB) string {
 	t.Helper()
-	if got := r.header.Get("Content-Type"); got != "application/problem+json" {
-		t.Fatalf("HTTP %d of type %q, need a problem: %s", r.status, got, r.body)
-	}
+	require.Equal(t, "application/problem+json", r.header.Get("Content-Type"),
+		"%v, %v", r.status, r.body)
 	var p struct {
 		Type, Title, Detail string
 		Status              int
 	}
-	if err := json.Unmarshal(r.body, &p); err != nil {
-		t.Fatal(err)
-	}
-	if p.Status != r.status || p.Title == "" || p.Detail == "" {
-		t.Fatalf("HTTP %d with the problem %s", r.status, r.body)
-	}
+	require.NoError(t, json.Unmarshal(r.body, &p))
+	require.Equal(t, r.status, p.Status, r.body)
+	require.NotEmpty(t, p.Title, r.body)
+	require.NotEmpty(t, p.Detail, r.body)
 	return strings.TrimPrefix(p.Type, "urn:quarklink:error:")
 }
 
@@ -210,20 +198,15 @@ func (d *rawDevice) post(c *http.Client, path string, csr []byte) reply {
 // certs reads the certificates of an EST answer with a library of others.
 func (r reply) certs(t testing.TB) []*x509.Certificate {
 	t.Helper()
-	if r.status != http.StatusOK || r.header.Get("Content-Type") != "application/pkcs7-mime; smime-type=certs-only" {
-		t.Fatalf("HTTP %d of type %q: %s", r.status, r.header.Get("Content-Type"), r.body)
-	}
+	require.Equal(t, http.StatusOK, r.status, r.body)
+	require.Equal(t, "application/pkcs7-mime; smime-type=certs-only", r.header.Get("Content-Type"),
+		r.body)
 	der, err := base64.StdEncoding.DecodeString(string(r.body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	message, err := pkcs7.Parse(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(message.Signers) > 0 || len(message.CRLs) > 0 {
-		t.Fatal("not certs-only")
-	}
+	require.NoError(t, err)
+	require.Empty(t, message.Signers, "not certs-only")
+	require.Empty(t, message.CRLs, "not certs-only")
 	return message.Certificates
 }
 
@@ -264,9 +247,8 @@ func (d *rawDevice) status(header ...string) statusJSON {
 	c := d.client(d.identity)
 	defer c.CloseIdleConnections()
 	r := d.get(c, pathStatus, header...)
-	if r.status != http.StatusOK || r.header.Get("Content-Type") != "application/json" {
-		d.t.Fatalf("HTTP %d of type %q: %s", r.status, r.header.Get("Content-Type"), r.body)
-	}
+	require.Equal(d.t, http.StatusOK, r.status, "%s", r.body)
+	require.Equal(d.t, "application/json", r.header.Get("Content-Type"))
 	var s statusJSON
 	if err := json.Unmarshal(r.body, &s); err != nil {
 		d.t.Fatal(err)
@@ -279,8 +261,6 @@ func encode(csr []byte) []byte { return base64.StdEncoding.AppendEncode(nil, csr
 func mustRequest(t testing.TB, method, path string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, "https://instance.test"+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return req
 }

@@ -12,15 +12,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
 
 func TestIssuedCertificates(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
 	policy := quarklinktest.Policy{Lifetime: 90 * 24 * time.Hour}
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b", Policy: policy}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b", Policy: policy}))
 	d := newDevice(t, s, "b")
 	cacerts := d.get(d.client(nil), pathCACerts).certs(t)
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
@@ -30,9 +31,7 @@ func TestIssuedCertificates(t *testing.T) {
 		} else {
 			intermediates.AddCert(cert)
 		}
-		if cert.Equal(s.Instance().Root) {
-			t.Error("cacerts holds the instance's own root")
-		}
+		assert.False(t, cert.Equal(s.Instance().Root), "cacerts holds the instance's own root")
 	}
 	verify := func(cert *x509.Certificate) error {
 		_, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates,
@@ -41,45 +40,31 @@ func TestIssuedCertificates(t *testing.T) {
 	}
 
 	temporary, err := x509.ParseCertificate(d.temporary().Certificate[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if verify(temporary) == nil {
-		t.Error("cacerts vouches for the temporary certificate")
-	}
-	if life := temporary.NotAfter.Sub(temporary.NotBefore); life > 24*time.Hour {
-		t.Errorf("the temporary certificate lives %v", life)
-	}
+	require.NoError(t, err)
+	assert.Error(t, verify(temporary), "cacerts vouches for the temporary certificate")
+	assert.LessOrEqual(t, temporary.NotAfter.Sub(temporary.NotBefore), time.Duration(24*time.Hour),
+		"the temporary certificate lives")
 	device, err := x509.ParseCertificate(d.enrol().Certificate[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := verify(device); err != nil {
-		t.Error(err)
-	}
-	if !d.dsk.PublicKey.Equal(device.PublicKey) || device.IsCA {
-		t.Error("not a certificate over the device key")
-	}
+	require.NoError(t, err)
+	assert.NoError(t, verify(device))
+	assert.True(t, d.dsk.PublicKey.Equal(device.PublicKey), "not a certificate over the device key")
+	assert.False(t, device.IsCA, "not a certificate over the device key")
 	for name, cert := range map[string]*x509.Certificate{"temporary": temporary, "device": device} {
-		if cert.Subject.CommonName != string(d.id) {
-			t.Errorf("the %s certificate is for %q", name, cert.Subject.CommonName)
-		}
-		if ago := time.Since(cert.NotBefore); ago < 5*time.Minute || ago > 6*time.Minute {
-			t.Errorf("the %s certificate began %v ago", name, ago)
-		}
+		assert.Equal(t, string(d.id), cert.Subject.CommonName, name)
+		ago := time.Since(cert.NotBefore)
+		assert.GreaterOrEqual(t, ago, time.Duration(5*time.Minute), name)
+		assert.LessOrEqual(t, ago, time.Duration(6*time.Minute), name)
 	}
-	if ahead := time.Until(device.NotAfter); ahead < policy.Lifetime-time.Minute || ahead > policy.Lifetime {
-		t.Errorf("the device certificate has %v left, the policy says %v", ahead, policy.Lifetime)
-	}
+	ahead := time.Until(device.NotAfter)
+	assert.GreaterOrEqual(t, ahead, policy.Lifetime-time.Minute, "lifetime of the device certificate")
+	assert.LessOrEqual(t, ahead, policy.Lifetime, "lifetime of the device certificate")
 }
 
 // The same bytes give the same certificate, however often and however much at
 // once they come; others give another.
 func TestSameCSRSameCertificate(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 	d := newDevice(t, s, "b")
 	temporary, csr := d.temporary(), d.csr(d.dsk)
 	var wg sync.WaitGroup
@@ -93,47 +78,30 @@ func TestSameCSRSameCertificate(t *testing.T) {
 	}
 	wg.Wait()
 	for _, cert := range got {
-		if !cert.Equal(got[0]) {
-			t.Fatal("two certificates for one CSR")
-		}
+		require.True(t, cert.Equal(got[0]), "two certificates for one CSR")
 	}
 	c := d.client(temporary)
 	other := d.post(c, pathEnrol, d.csr(d.dsk)).certs(t)[0]
-	if other.Equal(got[0]) {
-		t.Error("one certificate for two CSRs")
-	}
+	assert.False(t, other.Equal(got[0]), "one certificate for two CSRs")
 	same := func() bool { return d.post(c, pathEnrol, csr).certs(t)[0].Equal(got[0]) }
-	if !same() {
-		t.Error("the first CSR is forgotten")
-	}
+	assert.True(t, same(), "the first CSR is forgotten")
 	neighbour := newDevice(t, s, "b")
-	if neighbour.post(neighbour.client(neighbour.temporary()), pathEnrol, csr).certs(t)[0].Equal(got[0]) {
-		t.Error("another device was given this one's certificate")
-	}
-	if err := s.Expire(d.id); err != nil {
-		t.Fatal(err)
-	}
-	if same() {
-		t.Error("the expired certificate was issued again")
-	}
-	if n := len(s.Certificates(d.id)); n != 3 {
-		t.Errorf("%d certificates, want 3", n)
-	}
-	if all := s.Certificates(d.id); !all[0].Equal(got[0]) || !all[1].Equal(other) {
-		t.Error("the certificates are not in the order of their issue")
-	}
+	assert.False(t, neighbour.post(neighbour.client(neighbour.temporary()), pathEnrol, csr).certs(t)[0].Equal(got[0]),
+		"another device was given this one's certificate")
+	require.NoError(t, s.Expire(d.id))
+	assert.False(t, same(), "the expired certificate was issued again")
+	assert.Len(t, s.Certificates(d.id), 3, "certificates")
+	all := s.Certificates(d.id)
+	assert.True(t, all[0].Equal(got[0]), "the certificates are not in the order of their issue")
+	assert.True(t, all[1].Equal(other), "the certificates are not in the order of their issue")
 }
 
 func TestBadCSR(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 	d := newDevice(t, s, "b")
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	good := d.csr(d.dsk)
 	flipped := bytes.Clone(good)
 	flipped[len(flipped)-1] ^= 1
@@ -169,34 +137,32 @@ func TestBadCSR(t *testing.T) {
 			t.Errorf("%s: problem %q, want %q", test.name, got, test.problem)
 		}
 	}
-	if r := d.post(d.client(d.identity), pathTemporary, good); r.status != 400 || r.problem(t) != "bad-csr" {
-		t.Errorf("temporary certificate over another key than the enrolment key: HTTP %d", r.status)
-	}
+	r := d.post(d.client(d.identity), pathTemporary, good)
+	assert.Equal(t, 400, r.status,
+		"temporary certificate over another key than the enrolment key")
+	assert.Equal(t, "bad-csr", r.problem(t),
+		"temporary certificate over another key than the enrolment key")
 }
 
 func TestRevokeAndAllow(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b", PollAfter: 20 * time.Second}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b", PollAfter: 20 * time.Second}))
 	d := newDevice(t, s, "b")
 	state := func(want string) {
 		t.Helper()
-		if st := d.status(); st.State != want || st.DeviceID != string(d.id) || st.Batch != "b" || st.PollAfter != 20 {
-			t.Fatalf("status %+v, want state %s", st, want)
-		}
+		st := d.status()
+		require.Equal(t, want, st.State)
+		require.Equal(t, string(d.id), st.DeviceID)
+		require.Equal(t, "b", st.Batch)
+		require.EqualValues(t, 20, st.PollAfter)
 	}
 	must := func(err error) {
 		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 	}
 	mustNot := func(err error) {
 		t.Helper()
-		if err == nil {
-			t.Fatal("no error")
-		}
+		require.Error(t, err)
 	}
 	state("not_enrolled")
 	mustNot(s.PendingRevoke(d.id))
@@ -209,20 +175,16 @@ func TestRevokeAndAllow(t *testing.T) {
 	state("enrolled")
 	must(s.PendingRevoke(d.id))
 	state("pending_revoke")
-	if again := d.post(d.client(temporary), pathEnrol, csr).certs(t)[0]; !again.Equal(first) {
-		t.Error("another certificate while the revocation is pending")
-	}
+	assert.True(t, d.post(d.client(temporary), pathEnrol, csr).certs(t)[0].Equal(first),
+		"another certificate while the revocation is pending")
 	must(s.Revoke(d.id))
 	state("revoked")
 	mustNot(s.Expire(d.id))
 	must(s.AllowEnrolment(d.id))
 	state("not_enrolled")
-	if r := d.post(d.client(temporary), pathEnrol, csr); r.status != 403 {
-		t.Errorf("a revoked temporary certificate serves again: HTTP %d", r.status)
-	}
+	assert.Equal(t, 403, d.post(d.client(temporary), pathEnrol, csr).status,
+		"a revoked temporary certificate serves again")
 	second := d.post(d.client(d.temporary()), pathEnrol, csr).certs(t)[0]
-	if second.Equal(first) {
-		t.Error("a revoked certificate was issued again")
-	}
+	assert.False(t, second.Equal(first), "a revoked certificate was issued again")
 	state("enrolled")
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -12,6 +11,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/quarklinktest"
 )
@@ -35,15 +37,14 @@ func ExampleServer_Fault() {
 func newBatchServer(t testing.TB) (*quarklinktest.Server, *rawDevice) {
 	t.Helper()
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 	return s, newDevice(t, s, "b")
 }
 
 func TestRefuseHoldThenWell(t *testing.T) {
 	s, d := newBatchServer(t)
-	s.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 1500*time.Millisecond).Times(1))
+	s.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable,
+		1500*time.Millisecond).Times(1))
 	s.Fault(quarklinktest.CallStatus, quarklinktest.Hold(7*time.Second).Times(2))
 	s.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(429, "", 0).Times(1))
 	c := d.client(d.identity)
@@ -60,30 +61,26 @@ func TestRefuseHoldThenWell(t *testing.T) {
 		{200, "", "application/json", ""},
 	} {
 		r := d.get(c, pathStatus)
-		if r.status != want.status || r.header.Get("Retry-After") != want.after || r.header.Get("Content-Type") != want.contentType {
-			t.Errorf("request %d: HTTP %d, Retry-After %q, type %q", i, r.status, r.header.Get("Retry-After"), r.header.Get("Content-Type"))
-		}
-		if r.status >= 400 && r.problem(t) != want.problem {
-			t.Errorf("request %d: %s", i, r.body)
+		assert.Equal(t, want.status, r.status, i)
+		assert.Equal(t, want.after, r.header.Get("Retry-After"), i)
+		assert.Equal(t, want.contentType, r.header.Get("Content-Type"), i)
+		if r.status >= 400 {
+			assert.Equal(t, want.problem, r.problem(t), "request %d: %s", i, r.body)
 		}
 		// Other calls are as well as ever.
-		if r := d.get(c, pathCACerts); r.status != 200 {
-			t.Errorf("cacerts: HTTP %d", r.status)
-		}
+		assert.Equal(t, 200, d.get(c, pathCACerts).status, "cacerts")
 	}
-	if st := s.Stats(); st.Requests != 10 || st.Calls[quarklinktest.CallStatus] != 5 || st.Calls[quarklinktest.CallCACerts] != 5 || st.Handshakes != 1 {
-		t.Errorf("%+v", st)
-	}
+	st := s.Stats()
+	assert.Equal(t, 10, st.Requests)
+	assert.Equal(t, 5, st.Calls[quarklinktest.CallStatus])
+	assert.Equal(t, 5, st.Calls[quarklinktest.CallCACerts])
+	assert.Equal(t, 1, st.Handshakes)
 	s.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(500, "", 0))
 	for range 3 {
-		if r := d.get(c, pathStatus); r.status != 500 {
-			t.Errorf("always: HTTP %d", r.status)
-		}
+		assert.Equal(t, 500, d.get(c, pathStatus).status, "always")
 	}
 	s.ClearFaults()
-	if r := d.get(c, pathStatus); r.status != 200 {
-		t.Errorf("cleared: HTTP %d", r.status)
-	}
+	assert.Equal(t, 200, d.get(c, pathStatus).status, "cleared")
 }
 
 func TestLostOnTheWay(t *testing.T) {
@@ -99,47 +96,39 @@ func TestLostOnTheWay(t *testing.T) {
 	} {
 		s.Fault(quarklinktest.CallEnrol, test.fault)
 		// A method that is not repeated by net/http itself.
-		if r, err := try(t.Context(), c, "POST", pathEnrol, encode(csr), "Content-Type", "application/pkcs10"); err == nil {
-			t.Errorf("answered with HTTP %d", r.status)
-		}
-		if n := len(s.Certificates(d.id)); n != test.issued {
-			t.Errorf("%d certificates, want %d", n, test.issued)
-		}
+		_, err := try(t.Context(), c, "POST", pathEnrol, encode(csr), "Content-Type", "application/pkcs10")
+		assert.Error(t, err, "answered with HTTP")
+		assert.Equal(t, test.issued, len(s.Certificates(d.id)))
 		s.ClearFaults()
 	}
-	if cert := d.post(c, pathEnrol, csr).certs(t)[0]; !cert.Equal(s.Certificates(d.id)[0]) || len(s.Certificates(d.id)) != 1 {
-		t.Error("the certificate whose answer was lost is not the one that is answered now")
-	}
+	assert.True(t, d.post(c, pathEnrol, csr).certs(t)[0].Equal(s.Certificates(d.id)[0]),
+		"the certificate whose answer was lost is not the one that is answered now")
+	assert.Len(t, s.Certificates(d.id), 1,
+		"the certificate whose answer was lost is not the one that is answered now")
 }
 
 func TestCutOffAndDamage(t *testing.T) {
 	s, d := newBatchServer(t)
 	img := minimal(t, "1")
-	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(img)}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(img)}))
 	c := d.client(d.identity)
 	n := len(img)
 	for _, cut := range []int{0, 1, 100, n - 1} {
 		s.Fault(quarklinktest.CallFirmware, quarklinktest.CutOff(int64(cut)).Times(1))
 		r, err := try(t.Context(), c, "GET", pathFirmware, nil)
-		if !errors.Is(err, io.ErrUnexpectedEOF) || r.status != 200 || !bytes.Equal(r.body, img[:cut]) {
-			t.Errorf("cut off at %d: HTTP %d, %d bytes, %v", cut, r.status, len(r.body), err)
-		}
+		assert.ErrorIs(t, err, io.ErrUnexpectedEOF, len(r.body))
+		assert.Equal(t, 200, r.status, len(r.body))
+		assert.Equal(t, img[:cut], r.body, len(r.body))
 	}
 	for _, cut := range []int{n, n + 1} {
 		s.Fault(quarklinktest.CallFirmware, quarklinktest.CutOff(int64(cut)).Times(1))
-		if r := d.get(c, pathFirmware); !bytes.Equal(r.body, img) {
-			t.Errorf("cut off at %d of %d: other bytes", cut, n)
-		}
+		assert.Equal(t, img, d.get(c, pathFirmware).body, "%v, %v", cut, n)
 	}
 	for _, at := range []int{0, 1, n / 2, n - 1} {
 		s.Fault(quarklinktest.CallFirmware, quarklinktest.Damage(int64(at)).Times(1))
 		want := bytes.Clone(img)
 		want[at] ^= 1
-		if r := d.get(c, pathFirmware); !bytes.Equal(r.body, want) {
-			t.Errorf("damage at %d: other bytes", at)
-		}
+		assert.Equal(t, want, d.get(c, pathFirmware).body)
 	}
 	// They add up, and apply to a resumed download as to any body.
 	s.Fault(quarklinktest.CallFirmware, quarklinktest.Damage(3).Times(1))
@@ -147,19 +136,16 @@ func TestCutOffAndDamage(t *testing.T) {
 	want := bytes.Clone(img[100:110])
 	want[3] ^= 1
 	r, err := try(t.Context(), c, "GET", pathFirmware, nil, "Range", "bytes=100-")
-	if !errors.Is(err, io.ErrUnexpectedEOF) || r.status != 206 || !bytes.Equal(r.body, want) {
-		t.Errorf("damaged and cut off: HTTP %d, %x, %v", r.status, r.body, err)
-	}
-	if r := d.get(c, pathFirmware); !bytes.Equal(r.body, img) {
-		t.Error("the faults outlast their times")
-	}
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, "damaged and cut off")
+	assert.Equal(t, 206, r.status, "damaged and cut off")
+	assert.Equal(t, want, r.body, "damaged and cut off")
+	assert.Equal(t, img, d.get(c, pathFirmware).body, "the faults outlast their times")
 	// An empty body can be neither.
 	s.Fault(quarklinktest.CallOutcome, quarklinktest.Damage(0))
 	s.Fault(quarklinktest.CallOutcome, quarklinktest.CutOff(0))
 	body := fmt.Appendf(nil, `{"sha256":"%064x","outcome":"installed"}`, 1)
-	if r := d.do(c, "POST", pathOutcome, body, "Content-Type", "application/json"); r.status != 204 {
-		t.Errorf("empty body: HTTP %d", r.status)
-	}
+	assert.Equal(t, 204, d.do(c, "POST", pathOutcome, body, "Content-Type", "application/json").status,
+		"empty body")
 }
 
 func TestForgedCertificates(t *testing.T) {
@@ -179,27 +165,36 @@ func TestForgedCertificates(t *testing.T) {
 		s.Fault(quarklinktest.CallEnrol, f.Times(1))
 		return d.post(c, pathEnrol, csr).certs(t)
 	}
-	if got := enrolWith(quarklinktest.WrongKey()); len(got) != 1 || d.dsk.PublicKey.Equal(got[0].PublicKey) || !trusted(got[0]) {
-		t.Error("WrongKey: not one trusted certificate over another key")
-	}
-	if got := enrolWith(quarklinktest.TwoCertificates()); len(got) != 2 || !d.dsk.PublicKey.Equal(got[0].PublicKey) {
-		t.Error("TwoCertificates: not two, of which the first is right")
-	}
-	if got := enrolWith(quarklinktest.ForeignIssuer()); len(got) != 1 || !d.dsk.PublicKey.Equal(got[0].PublicKey) || trusted(got[0]) {
-		t.Error("ForeignIssuer: not one untrusted certificate over the right key")
-	}
+	got := enrolWith(quarklinktest.WrongKey())
+	require.Len(t, got, 1, "WrongKey: not one trusted certificate over another key")
+	assert.False(t, d.dsk.PublicKey.Equal(got[0].PublicKey),
+		"WrongKey: not one trusted certificate over another key")
+	assert.True(t, trusted(got[0]), "WrongKey: not one trusted certificate over another key")
+	got = enrolWith(quarklinktest.TwoCertificates())
+	require.Len(t, got, 2, "TwoCertificates: not two, of which the first is right")
+	assert.True(t, d.dsk.PublicKey.Equal(got[0].PublicKey),
+		"TwoCertificates: not two, of which the first is right")
+	got = enrolWith(quarklinktest.ForeignIssuer())
+	require.Len(t, got, 1, "ForeignIssuer: not one untrusted certificate over the right key")
+	assert.True(t, d.dsk.PublicKey.Equal(got[0].PublicKey),
+		"ForeignIssuer: not one untrusted certificate over the right key")
+	assert.False(t, trusted(got[0]), "ForeignIssuer: not one untrusted certificate over the right key")
 	right := d.post(c, pathEnrol, csr).certs(t)
-	if all := s.Certificates(d.id); len(all) != 1 || len(right) != 1 || !all[0].Equal(right[0]) || !trusted(right[0]) {
-		t.Errorf("%d certificates were issued, want the right one alone", len(all))
-	}
+	all := s.Certificates(d.id)
+	require.Len(t, all, 1, "certificates were issued, want the right one alone")
+	require.Len(t, right, 1, "certificates were issued, want the right one alone")
+	assert.True(t, all[0].Equal(right[0]), "certificates were issued, want the right one alone")
+	assert.True(t, trusted(right[0]), "certificates were issued, want the right one alone")
 	s.Fault(quarklinktest.CallCACerts, quarklinktest.ForeignIssuer().Times(1))
-	if got := d.get(c, pathCACerts).certs(t); len(got) != 1 || trusted(got[0]) || !got[0].IsCA {
-		t.Error("ForeignIssuer: cacerts is not one foreign authority")
-	}
+	got = d.get(c, pathCACerts).certs(t)
+	require.Len(t, got, 1, "ForeignIssuer: cacerts is not one foreign authority")
+	assert.False(t, trusted(got[0]), "ForeignIssuer: cacerts is not one foreign authority")
+	assert.True(t, got[0].IsCA, "ForeignIssuer: cacerts is not one foreign authority")
 	s.Fault(quarklinktest.CallTemporary, quarklinktest.WrongKey())
-	if got := d.post(d.client(d.identity), pathTemporary, d.csr(d.esk)).certs(t); len(got) != 1 || d.esk.PublicKey.Equal(got[0].PublicKey) {
-		t.Error("WrongKey: the temporary certificate is right")
-	}
+	got = d.post(d.client(d.identity), pathTemporary, d.csr(d.esk)).certs(t)
+	require.Len(t, got, 1, "WrongKey: the temporary certificate is right")
+	assert.False(t, d.esk.PublicKey.Equal(got[0].PublicKey),
+		"WrongKey: the temporary certificate is right")
 }
 
 func TestAnswer(t *testing.T) {
@@ -209,22 +204,19 @@ func TestAnswer(t *testing.T) {
 		w.WriteHeader(299)
 		fmt.Fprintf(w, "%s %v", body, err)
 	})))
-	if r := d.do(d.client(d.identity), "POST", pathOutcome, []byte("garbage")); r.status != 299 || string(r.body) != "garbage <nil>" {
-		t.Errorf("HTTP %d: %s", r.status, r.body)
-	}
+	r := d.do(d.client(d.identity), "POST", pathOutcome, []byte("garbage"))
+	assert.Equal(t, 299, r.status)
+	assert.Equal(t, "garbage <nil>", string(r.body))
 	// What hijacks is no reason for Close to wait.
 	hijacked := make(chan struct{})
 	s.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, err)
 		io.WriteString(conn, "HTTP/9 nonsense\r\n\r\n")
 		close(hijacked)
 	})))
-	if _, err := try(t.Context(), d.client(d.identity), "GET", pathStatus, nil); err == nil {
-		t.Error("nonsense is no error")
-	}
+	_, err := try(t.Context(), d.client(d.identity), "GET", pathStatus, nil)
+	assert.Error(t, err, "nonsense is no error")
 	<-hijacked
 	s.Close()
 }
@@ -235,9 +227,8 @@ func TestDelay(t *testing.T) {
 		s.Fault(quarklinktest.CallStatus, quarklinktest.Delay(time.Hour))
 		c := d.client(d.identity)
 		start := time.Now()
-		if r := d.get(c, pathStatus); r.status != 200 || time.Since(start) != time.Hour {
-			t.Errorf("HTTP %d after %v", r.status, time.Since(start))
-		}
+		assert.Equal(t, 200, d.get(c, pathStatus).status)
+		assert.Equal(t, time.Hour, time.Since(start))
 		// Two delays make one; what ends them is that the client goes away.
 		temporary := d.temporary()
 		s.Fault(quarklinktest.CallEnrol, quarklinktest.Delay(time.Minute))
@@ -245,13 +236,9 @@ func TestDelay(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 119*time.Second)
 		defer cancel()
 		_, err := try(ctx, d.client(temporary), "POST", pathEnrol, encode(d.csr(d.dsk)), "Content-Type", "application/pkcs10")
-		if !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("impatient client: %v", err)
-		}
+		assert.ErrorIs(t, err, context.DeadlineExceeded, "impatient client")
 		synctest.Wait()
 		time.Sleep(time.Hour) // of the bubble's time
-		if n := len(s.Certificates(d.id)); n > 0 {
-			t.Error("a request whose client has gone was processed")
-		}
+		assert.Empty(t, s.Certificates(d.id), "a request whose client has gone was processed")
 	})
 }

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/image"
@@ -35,9 +35,7 @@ import (
 func minimal(t testing.TB, version string) []byte {
 	t.Helper()
 	img, err := image.Minimal(image.ESP32C6, image.App{Project: "blinky", Version: version, SecureVersion: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	return img
 }
 
@@ -45,65 +43,50 @@ func minimal(t testing.TB, version string) []byte {
 func newFirmwareServer(t testing.TB) (*quarklinktest.Server, *rawDevice, secureboot.Verifier) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	digest, err := sbsign.KeyDigest(key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b", SigningKey: key}); err != nil {
-		t.Fatal(err)
-	}
-	return s, newDevice(t, s, "b"), secureboot.Verifier{Chip: image.ESP32C6, Schemes: []secureboot.Scheme{sbecdsa.Scheme()}, Trusted: []secureboot.Digest{digest}}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b", SigningKey: key}))
+	return s, newDevice(t, s, "b"), secureboot.Verifier{Chip: image.ESP32C6,
+		Schemes: []secureboot.Scheme{sbecdsa.Scheme()}, Trusted: []secureboot.Digest{digest}}
 }
 
 func TestPublishSigns(t *testing.T) {
 	s, d, verifier := newFirmwareServer(t)
 	c := d.client(d.identity)
 	img := minimal(t, "1.8.1")
-	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(img)}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(img)}))
 	due := d.status().Firmware
-	if due == nil || due.Name != "blinky" || due.Version != "1.8.1" || due.SecureVersion != 3 || due.Size != 8192 ||
-		!maps.Equal(due.Attributes, map[string]string{"chip": "esp32c6"}) {
-		t.Fatalf("due: %+v", due)
-	}
+	require.NotNil(t, due)
+	require.Equal(t, "blinky", due.Name)
+	require.Equal(t, "1.8.1", due.Version)
+	require.EqualValues(t, 3, due.SecureVersion)
+	require.EqualValues(t, 8192, due.Size)
+	require.Equal(t, map[string]string{"chip": "esp32c6"}, due.Attributes)
 	got := d.get(c, pathFirmware)
 	digest := sha256.Sum256(got.body)
-	if due.SHA256 != hex.EncodeToString(digest[:]) || int64(len(got.body)) != due.Size {
-		t.Error("what is served is not what was announced")
-	}
-	if etag := got.header.Get("ETag"); etag != `"`+due.SHA256+`"` {
-		t.Errorf("ETag %s", etag)
-	}
-	if repr := got.header.Get("Repr-Digest"); repr != "sha-256=:"+base64.StdEncoding.EncodeToString(digest[:])+":" {
-		t.Errorf("Repr-Digest %s", repr)
-	}
-	if err := verifier.Verify(t.Context(), bytes.NewReader(got.body), due.Size); err != nil {
-		t.Error(err)
-	}
-	if !bytes.Equal(got.body[:len(img)], img) {
-		t.Error("the image was changed")
-	}
+	assert.Equal(t, hex.EncodeToString(digest[:]), due.SHA256,
+		"what is served is not what was announced")
+	assert.Equal(t, due.Size, int64(len(got.body)), "what is served is not what was announced")
+	assert.Equal(t, `"`+due.SHA256+`"`, got.header.Get("ETag"))
+	assert.Equal(t, "sha-256=:"+base64.StdEncoding.EncodeToString(digest[:])+":", got.header.Get("Repr-Digest"),
+		"Repr-Digest")
+	assert.NoError(t, verifier.Verify(t.Context(), bytes.NewReader(got.body), due.Size))
+	assert.Equal(t, img, got.body[:len(img)], "the image was changed")
 
 	// A signed image stays as it is, and so does anything if that is asked for.
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	signed, err := sbsign.Image(rand.Reader, img, other)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	tampered := bytes.Clone(got.body)
 	tampered[100] ^= 1
 	for name, f := range map[string]quarklinktest.Firmware{
 		"signed":   {Image: bytes.NewReader(signed)},
 		"unsigned": {Image: bytes.NewReader(img), AsIs: true},
-		"tampered": {Image: bytes.NewReader(tampered), AsIs: true, Name: "n", Version: "v", Attributes: map[string]string{"chip": "z80"}},
+		"tampered": {Image: bytes.NewReader(tampered), AsIs: true, Name: "n", Version: "v",
+			Attributes: map[string]string{"chip": "z80"}},
 		"no image": {Image: strings.NewReader("firmware"), AsIs: true},
 		"sized":    {Image: readerAt{bytes.NewReader(img)}, Size: 99, AsIs: true},
 	} {
@@ -116,9 +99,7 @@ func TestPublishSigns(t *testing.T) {
 		if f.Size > 0 {
 			want.Truncate(int(f.Size))
 		}
-		if got := d.get(c, pathFirmware); !bytes.Equal(got.body, want.Bytes()) {
-			t.Errorf("%s: HTTP %d, other bytes than were published", name, got.status)
-		}
+		assert.Equal(t, want.Bytes(), d.get(c, pathFirmware).body, name)
 	}
 	for name, f := range map[string]quarklinktest.Firmware{
 		"no image":     {Image: strings.NewReader("firmware")},
@@ -126,19 +107,16 @@ func TestPublishSigns(t *testing.T) {
 		"shorter":      {Image: bytes.NewReader(img), Size: int64(len(img)) + 1, AsIs: true},
 		"without size": {Image: readerAt{bytes.NewReader(img)}},
 	} {
-		if err := s.Publish("b", f); err == nil {
-			t.Errorf("published: %s", name)
-		}
+		assert.Error(t, s.Publish("b", f), name)
 	}
-	if s.Publish("c", quarklinktest.Firmware{Image: bytes.NewReader(img)}) == nil || s.Withdraw("c") == nil {
-		t.Error("there is no batch c")
-	}
-	if err := s.Withdraw("b"); err != nil {
-		t.Fatal(err)
-	}
-	if r := d.get(c, pathFirmware); r.status != 404 || r.problem(t) != "no-firmware" || d.status().Firmware != nil {
-		t.Error("withdrawn firmware is due")
-	}
+	require.Error(t, s.Publish("c", quarklinktest.Firmware{Image: bytes.NewReader(img)}),
+		"there is no batch c")
+	assert.Error(t, s.Withdraw("c"), "there is no batch c")
+	require.NoError(t, s.Withdraw("b"))
+	r := d.get(c, pathFirmware)
+	assert.Equal(t, 404, r.status, "withdrawn firmware is due")
+	assert.Equal(t, "no-firmware", r.problem(t), "withdrawn firmware is due")
+	assert.Nil(t, d.status().Firmware, "withdrawn firmware is due")
 }
 
 // readerAt hides all but ReadAt.
@@ -146,9 +124,7 @@ type readerAt struct{ io.ReaderAt }
 
 func TestDue(t *testing.T) {
 	s, d, _ := newFirmwareServer(t)
-	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, `1.8"1`))}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, `1.8"1`))}))
 	digest, other := d.status().Firmware.SHA256, strings.Repeat("0", 64)
 	c := d.client(d.identity)
 	for field, want := range map[string]int{ // HTTP status of the download
@@ -170,9 +146,7 @@ func TestDue(t *testing.T) {
 		`version="1\`:                             400,
 	} {
 		r := d.get(c, pathFirmware, "QuarkLink-Firmware", field)
-		if r.status != want {
-			t.Errorf("%s: HTTP %d, want %d", field, r.status, want)
-		}
+		assert.Equal(t, want, r.status, field)
 		st := d.get(c, pathStatus, "QuarkLink-Firmware", field)
 		if wantStatus := map[bool]int{true: 400, false: 200}[want == 400]; st.status != wantStatus {
 			t.Errorf("%s: status is HTTP %d", field, st.status)
@@ -180,19 +154,13 @@ func TestDue(t *testing.T) {
 			t.Errorf("%s: due: %v", field, due)
 		}
 	}
-	if err := s.Revoke(d.id); err != nil {
-		t.Fatal(err)
-	}
-	if d.status().Firmware != nil {
-		t.Error("an update is due for a revoked device")
-	}
+	require.NoError(t, s.Revoke(d.id))
+	assert.Nil(t, d.status().Firmware, "an update is due for a revoked device")
 }
 
 func TestRangesAndPreconditions(t *testing.T) {
 	s, d, _ := newFirmwareServer(t)
-	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}))
 	c := d.client(d.identity)
 	whole := d.get(c, pathFirmware)
 	etag, n := whole.header.Get("ETag"), len(whole.body)
@@ -226,23 +194,24 @@ func TestRangesAndPreconditions(t *testing.T) {
 		{[]string{"If-Range", `"x"`, "Range", "bytes=8-15"}, 200, 0, n, ""},
 	} {
 		r := d.get(c, pathFirmware, test.header...)
-		if r.status != test.status || r.header.Get("Content-Range") != test.contentRange {
-			t.Errorf("%q: HTTP %d, Content-Range %q", test.header, r.status, r.header.Get("Content-Range"))
-		}
+		assert.Equal(t, test.status, r.status, test.header)
+		assert.Equal(t, test.contentRange, r.header.Get("Content-Range"), test.header)
 		if r.status >= 400 {
 			r.problem(t)
 		} else if !bytes.Equal(r.body, whole.body[test.from:test.to]) {
 			t.Errorf("%q: the wrong bytes", test.header)
 		}
 	}
-	if r := d.do(c, http.MethodHead, pathFirmware, nil); r.status != 200 || len(r.body) > 0 || r.header.Get("Content-Length") != fmt.Sprint(n) {
-		t.Errorf("HEAD: HTTP %d, %d bytes, Content-Length %s", r.status, len(r.body), r.header.Get("Content-Length"))
-	}
+	r := d.do(c, http.MethodHead, pathFirmware, nil)
+	assert.Equal(t, 200, r.status, "HEAD")
+	require.Empty(t, r.body, "HEAD")
+	assert.Equal(t, fmt.Sprint(n), r.header.Get("Content-Length"), "HEAD")
 }
 
 // Where byteRange says 206, net/http's file server says the same.
 func FuzzByteRange(f *testing.F) {
-	for _, seed := range []string{"bytes=0-", "bytes=1-2", "bytes=-5", "bytes=9-1", "bytes=0-0,2-3", "bytes= 1-2", "bytes=+1-2"} {
+	for _, seed := range []string{"bytes=0-", "bytes=1-2", "bytes=-5", "bytes=9-1", "bytes=0-0,2-3", "bytes= 1-2",
+		"bytes=+1-2"} {
 		f.Add(seed, int64(100))
 	}
 	f.Fuzz(func(t *testing.T, field string, size int64) {
@@ -254,16 +223,16 @@ func FuzzByteRange(f *testing.F) {
 		if status != 206 {
 			return
 		}
-		if start < 0 || start >= end || end > size {
-			t.Fatalf("%q of %d: %d to %d", field, size, start, end)
-		}
+		require.GreaterOrEqual(t, start, int64(0), field)
+		require.Less(t, start, end, field)
+		require.LessOrEqual(t, end, size, field)
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header = header
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, size)))
-		if want := fmt.Sprintf("bytes %d-%d/%d", start, end-1, size); w.Code != 206 || w.Header().Get("Content-Range") != want {
-			t.Fatalf("%q of %d: %s, net/http says %d %s", field, size, want, w.Code, w.Header().Get("Content-Range"))
-		}
+		require.Equal(t, 206, w.Code, field)
+		require.Equal(t, fmt.Sprintf("bytes %d-%d/%d", start, end-1, size), w.Header().Get("Content-Range"),
+			field)
 	})
 }
 
@@ -281,9 +250,8 @@ func FuzzParseFirmwareField(f *testing.F) {
 			again = append(again, name+`="`+strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(value)+`"`)
 		}
 		reread, err := quarklinktest.ParseFirmwareField(strings.Join(again, ", "))
-		if err != nil || !maps.Equal(said, reread) {
-			t.Fatalf("%q: %q, and written again %q, %v", field, said, reread, err)
-		}
+		require.NoError(t, err, field)
+		require.Equal(t, reread, said, field)
 	})
 }
 
@@ -305,11 +273,9 @@ func TestOutcomes(t *testing.T) {
 		{"application/json", `{"detail":"` + strings.Repeat("x", 64<<10) + `"}`, 413},
 	} {
 		r := d.do(c, "POST", pathOutcome, []byte(test.body), "Content-Type", test.contentType)
-		if r.status != test.status {
-			t.Errorf("%.80s: HTTP %d, want %d", test.body, r.status, test.status)
-		}
-		if r.status == 204 && r.header.Get("Content-Length") != "" {
-			t.Error("204 with a Content-Length")
+		assert.Equal(t, test.status, r.status, test.body)
+		if r.status == 204 {
+			assert.Empty(t, r.header.Get("Content-Length"), "RFC 9110 section 8.6")
 		}
 	}
 	got := s.Outcomes(d.id)
@@ -318,27 +284,22 @@ func TestOutcomes(t *testing.T) {
 		got[i].Time = time.Time{}
 	}
 	sum := [32]byte(bytes.Repeat([]byte{0xab}, 32))
-	if len(got) != 3 || got[0] != (quarklinktest.Outcome{SHA256: sum, Outcome: "failed", Code: quarklink.CodeUpdate, Detail: "flash worn out"}) ||
-		got[1].Outcome != "rolled_back" || got[2].Outcome != "confirmed" {
-		t.Errorf("%+v", got)
-	}
+	require.Len(t, got, 3)
+	assert.Equal(t, quarklinktest.Outcome{SHA256: sum, Outcome: "failed", Code: quarklink.CodeUpdate,
+		Detail: "flash worn out"}, got[0])
+	assert.Equal(t, "rolled_back", got[1].Outcome)
+	assert.Equal(t, "confirmed", got[2].Outcome)
 }
 
 // An image that exists nowhere as a whole is served in constant memory.
 func TestStreamsInConstantMemory(t *testing.T) {
 	const size, limit = 64 << 20, 2 << 20
 	s, d, _ := newFirmwareServer(t)
-	if err := s.Publish("b", quarklinktest.Firmware{Image: counting{}, Size: size, AsIs: true}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: counting{}, Size: size, AsIs: true}))
 	req, err := http.NewRequestWithContext(t.Context(), "GET", "https://instance.test"+pathFirmware, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	resp, err := d.client(d.identity).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer resp.Body.Close()
 	live := func() uint64 {
 		runtime.GC()
@@ -350,19 +311,14 @@ func TestStreamsInConstantMemory(t *testing.T) {
 	for {
 		n, err := io.CopyN(sum, resp.Body, 4<<20)
 		total += n
-		if now := live(); now > before+limit {
-			t.Fatalf("%d bytes more on the heap after %d", now-before, total)
-		}
+		require.LessOrEqual(t, live(), before+limit, total)
 		if err == io.EOF {
 			break
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 	}
-	if etag := resp.Header.Get("ETag"); total != size || etag != fmt.Sprintf(`"%x"`, sum.Sum(nil)) {
-		t.Errorf("%d bytes, ETag %s", total, etag)
-	}
+	assert.EqualValues(t, size, total)
+	assert.Equal(t, fmt.Sprintf(`"%x"`, sum.Sum(nil)), resp.Header.Get("ETag"))
 }
 
 // counting is an endless file of 64-bit numbers.
@@ -385,17 +341,13 @@ func TestImageBreaks(t *testing.T) {
 	s, d, _ := newFirmwareServer(t)
 	img := minimal(t, "1")
 	source := &breaking{Reader: bytes.NewReader(img)}
-	if err := s.Publish("b", quarklinktest.Firmware{Image: source}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: source}))
 	source.at.Store(200)
 	r, err := try(t.Context(), d.client(d.identity), "GET", pathFirmware, nil)
-	if !errors.Is(err, io.ErrUnexpectedEOF) || r.status != 200 || !bytes.Equal(r.body, img[:200]) {
-		t.Errorf("HTTP %d, %d bytes, %v", r.status, len(r.body), err)
-	}
-	if err := s.Publish("b", quarklinktest.Firmware{Image: source}); !errors.Is(err, errBroken) {
-		t.Errorf("published: %v", err)
-	}
+	assert.ErrorIs(t, err, io.ErrUnexpectedEOF, len(r.body))
+	assert.Equal(t, 200, r.status, len(r.body))
+	assert.Equal(t, img[:200], r.body, len(r.body))
+	assert.ErrorIs(t, s.Publish("b", quarklinktest.Firmware{Image: source}), errBroken, "published")
 }
 
 var errBroken = errors.New("broken")
@@ -418,9 +370,7 @@ func (b *breaking) ReadAt(p []byte, off int64) (int, error) {
 // Publish sees an image through any ReaderAt as it sees it whole.
 func TestSignedImageReadAt(t *testing.T) {
 	s, d, verifier := newFirmwareServer(t)
-	if err := s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: bytes.NewReader(minimal(t, "1"))}))
 	c := d.client(d.identity)
 	whole := d.get(c, pathFirmware).body
 	// Pieces that begin and end before, in and after the place where the image
@@ -431,12 +381,9 @@ func TestSignedImageReadAt(t *testing.T) {
 				continue
 			}
 			r := d.get(c, pathFirmware, "Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
-			if r.status != 206 || !bytes.Equal(r.body, whole[from:to]) {
-				t.Fatalf("%d to %d: HTTP %d, or other bytes", from, to, r.status)
-			}
+			require.Equal(t, 206, r.status, "or other bytes")
+			require.Equal(t, whole[from:to], r.body, "or other bytes")
 		}
 	}
-	if err := verifier.Verify(context.Background(), bytes.NewReader(whole), int64(len(whole))); err != nil {
-		t.Error(err)
-	}
+	assert.NoError(t, verifier.Verify(context.Background(), bytes.NewReader(whole), int64(len(whole))))
 }

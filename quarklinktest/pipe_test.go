@@ -2,7 +2,6 @@ package quarklinktest_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -12,6 +11,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/transport/uart"
@@ -56,9 +58,9 @@ func TestPipeCarries(t *testing.T) {
 		go func() {
 			for rest := sent; len(rest) > 0; {
 				n := min(len(rest), sizes.IntN(200_000))
-				if m, err := a.Write(rest[:n]); m != n || err != nil {
-					t.Errorf("write: %d of %d, %v", m, n, err)
-				}
+				m, err := a.Write(rest[:n])
+				assert.Equal(t, n, m)
+				assert.NoError(t, err)
 				rest = rest[n:]
 			}
 			a.Close()
@@ -71,13 +73,10 @@ func TestPipeCarries(t *testing.T) {
 			if err == io.EOF {
 				break
 			}
-			if err != nil || n == 0 {
-				t.Fatalf("read: %d, %v", n, err)
-			}
+			require.NoError(t, err)
+			require.NotEqual(t, 0, n)
 		}
-		if !bytes.Equal(got.Bytes(), sent) {
-			t.Error("other bytes")
-		}
+		assert.Equal(t, sent, got.Bytes(), "other bytes")
 	})
 }
 
@@ -88,36 +87,28 @@ func TestPipeIsConcurrent(t *testing.T) {
 		var wg sync.WaitGroup
 		for w := range writers {
 			wg.Go(func() {
-				if _, err := a.Write(bytes.Repeat([]byte{byte(w)}, size)); err != nil {
-					t.Error(err)
-				}
+				_, err := a.Write(bytes.Repeat([]byte{byte(w)}, size))
+				assert.NoError(t, err)
 			})
 			wg.Go(func() {
-				if _, err := b.Write([]byte{byte(w)}); err != nil {
-					t.Error(err)
-				}
+				_, err := b.Write([]byte{byte(w)})
+				assert.NoError(t, err)
 			})
 		}
 		wg.Go(func() {
 			buf := make([]byte, size)
 			seen := map[byte]bool{}
 			for range writers {
-				if _, err := io.ReadFull(b, buf); err != nil {
-					t.Error(err)
-				}
+				_, err := io.ReadFull(b, buf)
+				assert.NoError(t, err)
 				seen[buf[0]] = true
-				if n := bytes.Count(buf, buf[:1]); n != size {
-					t.Errorf("a write of %d bytes came in pieces", size)
-				}
+				assert.Equal(t, size, bytes.Count(buf, buf[:1]), "a write of")
 			}
-			if len(seen) != writers {
-				t.Errorf("%d of %d writes", len(seen), writers)
-			}
+			assert.Len(t, seen, writers)
 		})
 		wg.Go(func() {
-			if _, err := io.ReadFull(a, make([]byte, writers)); err != nil {
-				t.Error(err)
-			}
+			_, err := io.ReadFull(a, make([]byte, writers))
+			assert.NoError(t, err)
 		})
 		wg.Wait()
 	})
@@ -126,26 +117,26 @@ func TestPipeIsConcurrent(t *testing.T) {
 // A write waits for room, and for nothing else.
 func TestPipeIsBounded(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b net.Conn) {
-		if n, err := a.Write(make([]byte, 64<<10)); n != 64<<10 || err != nil {
-			t.Fatalf("a full buffer: %d, %v", n, err)
-		}
+		full, err := a.Write(make([]byte, 64<<10))
+		require.NoError(t, err)
+		require.Equal(t, 64<<10, full)
 		a.SetWriteDeadline(time.Now().Add(time.Second))
 		start := time.Now()
 		n, err := a.Write(make([]byte, 10))
-		if n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != time.Second {
-			t.Fatalf("no room: %d, %v after %v", n, err, time.Since(start))
-		}
+		require.Equal(t, 0, n, "no room")
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded, "no room")
+		require.Equal(t, time.Second, time.Since(start), "no room")
 		b.Read(make([]byte, 4))
 		a.SetWriteDeadline(time.Now().Add(time.Second))
-		if n, err = a.Write(make([]byte, 10)); n != 4 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("room for half: %d, %v", n, err)
-		}
+		n, err = a.Write(make([]byte, 10))
+		require.Equal(t, 4, n, "room for half")
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded, "room for half")
 		// The write after one that was cut short goes on.
 		a.SetWriteDeadline(time.Time{})
 		go io.ReadAll(b)
-		if n, err = a.Write(make([]byte, 100_000)); n != 100_000 || err != nil {
-			t.Fatalf("room again: %d, %v", n, err)
-		}
+		n, err = a.Write(make([]byte, 100_000))
+		require.Equal(t, 100_000, n, "room again")
+		require.NoError(t, err, "room again")
 	})
 }
 
@@ -156,17 +147,19 @@ func TestPipeReadDeadline(t *testing.T) {
 			t.Helper()
 			start := time.Now()
 			n, err := a.Read(buf)
-			if !errors.Is(err, want) || n != 0 && err != nil || time.Since(start) != after {
-				t.Fatalf("read %d, %v after %v; want %v after %v", n, err, time.Since(start), want, after)
+			require.ErrorIs(t, err, want)
+			if err != nil {
+				require.Zero(t, n)
 			}
+			require.Equal(t, after, time.Since(start))
 		}
 		a.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		read(os.ErrDeadlineExceeded, 100*time.Millisecond)
 		read(os.ErrDeadlineExceeded, 0)
 		var timeout net.Error
-		if _, err := a.Read(buf); !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("%v is no time-out to package net", err)
-		}
+		_, err := a.Read(buf)
+		assert.ErrorAs(t, err, &timeout, "is no time-out to package net")
+		assert.True(t, timeout.Timeout(), "is no time-out to package net")
 
 		b.Write([]byte("x"))
 		read(os.ErrDeadlineExceeded, 0) // as on a socket, though a byte is there
@@ -187,16 +180,13 @@ func TestPipeReadDeadline(t *testing.T) {
 
 		// One for reading does not concern writing, or the other end.
 		a.SetReadDeadline(time.Now())
-		if _, err := a.Write([]byte("y")); err != nil {
-			t.Error(err)
-		}
-		if _, err := b.Read(buf); err != nil {
-			t.Error(err)
-		}
+		_, err = a.Write([]byte("y"))
+		assert.NoError(t, err)
+		_, err = b.Read(buf)
+		assert.NoError(t, err)
 		a.SetDeadline(time.Now())
-		if _, err := a.Write([]byte("y")); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("write after SetDeadline: %v", err)
-		}
+		_, err = a.Write([]byte("y"))
+		assert.ErrorIs(t, err, os.ErrDeadlineExceeded, "write after SetDeadline")
 	})
 }
 
@@ -204,31 +194,22 @@ func TestPipeClose(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b net.Conn) {
 		buf := make([]byte, 10)
 		a.Write([]byte("pending"))
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := a.Close(); err != nil {
-			t.Errorf("close again: %v", err)
-		}
-		if _, err := a.Read(buf); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("read after close: %v", err)
-		}
-		if _, err := a.Write(buf); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("write after close: %v", err)
-		}
-		if err := a.SetDeadline(time.Now()); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("deadline after close: %v", err)
-		}
-		if _, err := b.Write(buf); !errors.Is(err, io.ErrClosedPipe) {
-			t.Errorf("write to a closed end: %v", err)
-		}
-		if n, err := b.Read(buf); string(buf[:n]) != "pending" || err != nil {
-			t.Errorf("what was sent before: %q, %v", buf[:n], err)
-		}
+		assert.NoError(t, a.Close())
+		assert.NoError(t, a.Close(), "close again")
+		_, err := a.Read(buf)
+		assert.ErrorIs(t, err, net.ErrClosed, "read after close")
+		_, err = a.Write(buf)
+		assert.ErrorIs(t, err, net.ErrClosed, "write after close")
+		assert.ErrorIs(t, a.SetDeadline(time.Now()), net.ErrClosed, "deadline after close")
+		_, err = b.Write(buf)
+		assert.ErrorIs(t, err, io.ErrClosedPipe, "write to a closed end")
+		n, err := b.Read(buf)
+		assert.Equal(t, "pending", string(buf[:n]), "what was sent before")
+		assert.NoError(t, err, "what was sent before")
 		for range 2 {
-			if n, err := b.Read(buf); n != 0 || err != io.EOF {
-				t.Errorf("at the end: %d, %v", n, err)
-			}
+			n, err := b.Read(buf)
+			assert.Equal(t, 0, n, "at the end")
+			assert.Equal(t, io.EOF, err, "at the end")
 		}
 	})
 }
@@ -240,9 +221,8 @@ func TestPipeCloseWakes(t *testing.T) {
 		var wg sync.WaitGroup
 		wait := func(what string, op func([]byte) (int, error), want error) {
 			wg.Go(func() {
-				if _, err := op(make([]byte, 1)); !errors.Is(err, want) {
-					t.Errorf("%s: %v, want %v", what, err, want)
-				}
+				_, err := op(make([]byte, 1))
+				assert.ErrorIs(t, err, want, what)
 			})
 		}
 		wait("write that waits for room", a.Write, io.ErrClosedPipe)
@@ -257,9 +237,8 @@ func TestPipeCloseWakes(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, op := range []func([]byte) (int, error){a.Read, a.Write} {
 			wg.Go(func() {
-				if _, err := op(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-					t.Errorf("%v", err)
-				}
+				_, err := op(make([]byte, 1))
+				assert.ErrorIs(t, err, net.ErrClosed)
 			})
 		}
 		synctest.Wait()
@@ -270,16 +249,15 @@ func TestPipeCloseWakes(t *testing.T) {
 
 func TestPipeEmptyReadAndWrite(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b net.Conn) {
-		if n, err := a.Read(nil); n != 0 || err != nil {
-			t.Errorf("read nothing: %d, %v", n, err)
-		}
+		n, err := a.Read(nil)
+		assert.Equal(t, 0, n, "read nothing")
+		assert.NoError(t, err, "read nothing")
 		a.Write(make([]byte, 64<<10))
-		if n, err := a.Write(nil); n != 0 || err != nil {
-			t.Errorf("write nothing: %d, %v", n, err)
-		}
-		if a.LocalAddr().Network() != "pipe" || b.RemoteAddr().String() != "pipe" {
-			t.Error("addresses")
-		}
+		n, err = a.Write(nil)
+		assert.Equal(t, 0, n, "write nothing")
+		assert.NoError(t, err, "write nothing")
+		assert.Equal(t, "pipe", a.LocalAddr().Network(), "addresses")
+		assert.Equal(t, "pipe", b.RemoteAddr().String(), "addresses")
 	})
 }
 
@@ -294,24 +272,18 @@ func BenchmarkPipe(b *testing.B) {
 			}
 			from.Close()
 		}()
-		if got, err := io.Copy(io.Discard, to); err != nil || got != int64(n)*16<<10 {
-			b.Fatal(got, err)
-		}
+		got, err := io.Copy(io.Discard, to)
+		require.NoError(b, err)
+		require.Equal(b, int64(n)*16<<10, got)
 		return time.Since(start)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
+	require.NoError(b, err)
 	defer l.Close()
 	dialled, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
+	require.NoError(b, err)
 	accepted, err := l.Accept()
-	if err != nil {
-		b.Fatal(err)
-	}
+	require.NoError(b, err)
 	defer accepted.Close()
 	from, to := quarklinktest.Pipe()
 	b.SetBytes(16 << 10)

@@ -20,7 +20,8 @@ func TestReissue(t *testing.T) {
 	assert.Equal(t, "another", leaf.Subject.CommonName)
 	assert.True(t, d.dsk.PublicKey.Equal(leaf.PublicKey))
 
-	s.Fault(quarklinktest.CallCACerts, quarklinktest.Reissue(func(c *x509.Certificate) { c.OCSPServer = []string{"http://x"} }))
+	s.Fault(quarklinktest.CallCACerts,
+		quarklinktest.Reissue(func(c *x509.Certificate) { c.OCSPServer = []string{"http://x"} }))
 	issuers := d.get(d.client(nil), pathCACerts).certs(t)
 	require.Len(t, issuers, 2)
 	for i, right := range s.IssuingCertificates() {

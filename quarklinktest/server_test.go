@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +19,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/internal/counterpart"
@@ -50,30 +52,26 @@ func TestTLS(t *testing.T) {
 	}
 	for _, name := range []string{quarklinktest.HostName, "localhost", "127.0.0.1", "::1"} {
 		state, err := dialTLS(s, &tls.Config{RootCAs: pool(s), ServerName: name})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		} else if state.Version != tls.VersionTLS13 || state.CurveID != tls.X25519MLKEM768 {
-			t.Errorf("%s: %s with %v", name, tls.VersionName(state.Version), state.CurveID)
-		}
+		require.NoError(t, err, name)
+		assert.Equal(t, "TLS 1.3", tls.VersionName(state.Version), name)
+		assert.Equal(t, tls.X25519MLKEM768, state.CurveID, name)
 	}
-	if _, err := dialTLS(s, &tls.Config{RootCAs: pool(s), ServerName: "other.test"}); err == nil {
-		t.Error("the server certificate is for any name")
-	}
-	if _, err := dialTLS(s, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName}); err == nil {
-		t.Error("another instance's root is as good")
-	}
-	if _, err := dialTLS(s, &tls.Config{RootCAs: pool(s), ServerName: quarklinktest.HostName, MaxVersion: tls.VersionTLS12}); err == nil {
-		t.Error("TLS 1.2 is spoken")
-	}
-	if _, err := dialTLS(old, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName, MinVersion: tls.VersionTLS13}); err == nil {
-		t.Error("Options.TLS12 speaks TLS 1.3")
-	}
+	_, err := dialTLS(s, &tls.Config{RootCAs: pool(s), ServerName: "other.test"})
+	assert.Error(t, err, "the server certificate is for any name")
+	_, err = dialTLS(s, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName})
+	assert.Error(t, err, "another instance's root is as good")
+	_, err = dialTLS(s, &tls.Config{RootCAs: pool(s), ServerName: quarklinktest.HostName, MaxVersion: tls.VersionTLS12})
+	assert.Error(t, err, "TLS 1.2 is spoken")
+	_, err = dialTLS(old, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName,
+		MinVersion: tls.VersionTLS13})
+	assert.Error(t, err, "Options.TLS12 speaks TLS 1.3")
 	cache := tls.NewLRUClientSessionCache(1)
 	for i := range 2 { // the second resumes the first's session
-		state, err := dialTLS(old, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName, ClientSessionCache: cache})
-		if err != nil || state.Version != tls.VersionTLS12 || state.DidResume != (i > 0) {
-			t.Errorf("Options.TLS12: %v, resumed: %v", err, state.DidResume)
-		}
+		state, err := dialTLS(old, &tls.Config{RootCAs: pool(old), ServerName: quarklinktest.HostName,
+			ClientSessionCache: cache})
+		require.NoError(t, err, "Options.TLS12")
+		assert.EqualValues(t, tls.VersionTLS12, state.Version, "Options.TLS12")
+		assert.Equal(t, i > 0, state.DidResume, "Options.TLS12")
 	}
 }
 
@@ -82,9 +80,7 @@ func TestTLS(t *testing.T) {
 func TestOpenSSL(t *testing.T) {
 	counterpart.Program(t, "openssl")
 	s := newServer(t, quarklinktest.Options{})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 	dir := t.TempDir()
 	openssl := func(stdin []byte, args ...string) []byte {
 		t.Helper()
@@ -93,16 +89,12 @@ func TestOpenSSL(t *testing.T) {
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("openssl %s: %v\n%s", strings.Join(args, " "), err, stderr.Bytes())
-		}
+		require.NoError(t, err, "%v, %v", strings.Join(args, " "), stderr.Bytes())
 		return out
 	}
 	write := func(name string, data []byte) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 	}
 	writePEM := func(name string, cert *x509.Certificate) {
 		t.Helper()
@@ -114,14 +106,14 @@ func TestOpenSSL(t *testing.T) {
 	// request sends an HTTP request through openssl and returns the answer's body.
 	request := func(cert, key, method, path, contentType string, body []byte) string {
 		t.Helper()
-		text := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
+		text := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n"+
+			"Content-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
 			method, path, addr, contentType, len(body), body)
-		out := openssl([]byte(text), "s_client", "-connect", addr, "-CAfile", "root.pem", "-no-CApath", "-no-CAstore", "-tls1_3",
+		out := openssl([]byte(text), "s_client", "-connect", addr, "-CAfile", "root.pem", "-no-CApath",
+			"-no-CAstore", "-tls1_3",
 			"-verify_return_error", "-verify_ip", i.Endpoint, "-cert", cert, "-key", key, "-quiet", "-ign_eof")
 		head, answer, _ := strings.Cut(string(out), "\r\n\r\n")
-		if !strings.HasPrefix(head, "HTTP/1.1 200 ") {
-			t.Fatalf("%s %s: %s\n%s", method, path, head, answer)
-		}
+		require.True(t, strings.HasPrefix(head, "HTTP/1.1 200 "), "%v, %v, %v", method, path, answer)
 		return answer
 	}
 	certificate := func(answer string) []byte {
@@ -135,71 +127,67 @@ func TestOpenSSL(t *testing.T) {
 	sum := openssl(spki, "dgst", "-sha256", "-r")
 	device := quarklink.DeviceID(sum[:64])
 	openssl(nil, "req", "-new", "-x509", "-key", "esk.pem", "-subj", "/CN=whatever", "-days", "1", "-out", "identity.pem")
-	if err := s.AddDevices("b", device); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddDevices("b", device))
 	csr := func(key string) []byte {
 		t.Helper()
 		text := string(openssl(nil, "req", "-new", "-key", key, "-subj", "/CN=whatever"))
 		text = strings.TrimPrefix(text, "-----BEGIN CERTIFICATE REQUEST-----")
 		return []byte(strings.TrimSuffix(text, "-----END CERTIFICATE REQUEST-----\n"))
 	}
-	if status := request("identity.pem", "esk.pem", "GET", pathStatus, "", nil); !strings.Contains(status, `"state":"not_enrolled"`) {
-		t.Errorf("status: %s", status)
-	}
-	write("temporary.pem", certificate(request("identity.pem", "esk.pem", "POST", pathTemporary, "application/pkcs10", csr("esk.pem"))))
+	assert.Contains(t, request("identity.pem", "esk.pem", "GET", pathStatus, "", nil), `"state":"not_enrolled"`)
+	write("temporary.pem", certificate(request("identity.pem", "esk.pem", "POST", pathTemporary,
+		"application/pkcs10", csr("esk.pem"))))
 	write("cacerts.pem", certificate(request("temporary.pem", "esk.pem", "GET", pathCACerts, "", nil)))
-	write("device.pem", certificate(request("temporary.pem", "esk.pem", "POST", pathEnrol, "application/pkcs10", csr("dsk.pem"))))
-	openssl(nil, "verify", "-CAfile", "cacerts.pem", "-no-CApath", "-no-CAstore", "-purpose", "sslclient", "-x509_strict", "device.pem")
-	if subject := string(openssl(nil, "x509", "-in", "device.pem", "-noout", "-subject", "-nameopt", "multiline")); !strings.Contains(subject, string(device)) {
-		t.Errorf("subject: %s", subject)
-	}
-	if connection := request("device.pem", "dsk.pem", "GET", pathConnection, "", nil); !strings.Contains(connection, `"type":"iot_hub"`) {
-		t.Errorf("connection: %s", connection)
-	}
-	if st := s.Stats(); st.Handshakes != 5 || st.Requests != 5 {
-		t.Errorf("%+v", st)
-	}
+	write("device.pem", certificate(request("temporary.pem", "esk.pem", "POST", pathEnrol, "application/pkcs10",
+		csr("dsk.pem"))))
+	openssl(nil, "verify", "-CAfile", "cacerts.pem", "-no-CApath", "-no-CAstore", "-purpose", "sslclient",
+		"-x509_strict", "device.pem")
+	assert.Contains(t, string(openssl(nil, "x509", "-in", "device.pem", "-noout", "-subject", "-nameopt",
+		"multiline")), string(device),
+		"subject")
+	assert.Contains(t, request("device.pem", "dsk.pem", "GET", pathConnection, "", nil), `"type":"iot_hub"`,
+		"connection")
+	st := s.Stats()
+	assert.Equal(t, 5, st.Handshakes)
+	assert.Equal(t, 5, st.Requests)
 }
 
 func TestStatsAndLogger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
 		s := newServer(t, quarklinktest.Options{InMemory: true, Logger: slog.New(slog.NewTextHandler(&text, nil))})
-		if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 		d := newDevice(t, s, "b")
 		c := d.client(d.identity)
 		d.get(c, pathStatus)
 		d.get(c, pathStatus)
 		d.get(c, "/elsewhere")
-		if st := s.Stats(); st.Handshakes != 1 || st.FailedHandshakes != 0 || st.Open != 1 || st.Requests != 3 ||
-			len(st.Calls) != 1 || st.Calls[quarklinktest.CallStatus] != 2 {
-			t.Errorf("%+v", st)
-		}
+		st := s.Stats()
+		assert.Equal(t, 1, st.Handshakes)
+		assert.Equal(t, 0, st.FailedHandshakes)
+		assert.Equal(t, 1, st.Open)
+		assert.Equal(t, 3, st.Requests)
+		require.Len(t, st.Calls, 1)
+		assert.Equal(t, 2, st.Calls[quarklinktest.CallStatus])
 		c.CloseIdleConnections()
 		if _, err := dialTLS(s, &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "x"}); err == nil {
 			t.Error("trusted for nothing")
 		}
 		silent, err := s.Carrier().Dial(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		synctest.Wait()
-		if st := s.Stats(); st.Open != 1 || st.FailedHandshakes != 1 {
-			t.Errorf("with one silent connection: %+v", st)
-		}
+		st = s.Stats()
+		assert.Equal(t, 1, st.Open, "with one silent connection")
+		assert.Equal(t, 1, st.FailedHandshakes, "with one silent connection")
 		time.Sleep(time.Minute) // of the bubble's time
-		if st := s.Stats(); st.Open != 0 || st.Handshakes != 1 || st.FailedHandshakes != 2 {
-			t.Errorf("a connection that stays silent: %+v", st)
-		}
+		st = s.Stats()
+		assert.Equal(t, 0, st.Open, "a connection that stays silent")
+		assert.Equal(t, 1, st.Handshakes, "a connection that stays silent")
+		assert.Equal(t, 2, st.FailedHandshakes, "a connection that stays silent")
 		silent.Close()
 		s.Close()
 		for _, want := range []string{"call=status", string(d.id), "path=/elsewhere", "status=404", "TLS handshake failed"} {
-			if !strings.Contains(text.String(), want) {
-				t.Errorf("the log lacks %q:\n%s", want, text.String())
-			}
+			assert.Contains(t, text.String(), want, "the log lacks")
 		}
 	})
 }
@@ -209,87 +197,62 @@ func TestStatsAndLogger(t *testing.T) {
 func TestCloseLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := newBatchServer(t)
-		if err := s.Publish("b", quarklinktest.Firmware{Image: counting{}, Size: 64 << 20}); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.Publish("b", quarklinktest.Firmware{Image: counting{}, Size: 64 << 20}))
 		s.Fault(quarklinktest.CallStatus, quarklinktest.Delay(time.Hour))
 		var wg sync.WaitGroup
 		wg.Go(func() { // delayed
-			if _, err := try(t.Context(), d.client(d.identity), "GET", pathStatus, nil); err == nil {
-				t.Error("answered by a closed server")
-			}
+			_, err := try(t.Context(), d.client(d.identity), "GET", pathStatus, nil)
+			assert.Error(t, err, "answered by a closed server")
 		})
 		d.get(d.client(d.identity), pathCACerts) // idle
 		req := mustRequest(t, "GET", pathFirmware)
 		resp, err := d.client(d.identity).Do(req) // a download that nobody reads
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		defer resp.Body.Close()
 		pipelined, err := d.client(d.identity).Transport.(*http.Transport).DialTLSContext(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		defer pipelined.Close()
 		for range 2 { // behind a second request net/http does not notice that a client goes
 			io.WriteString(pipelined, "GET "+pathStatus+" HTTP/1.1\r\nHost: x\r\n\r\n")
 			synctest.Wait()
 		}
 		raw, err := s.Carrier().Dial(t.Context()) // no handshake
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		synctest.Wait()
-		if n := s.Stats().Open; n != 5 {
-			t.Errorf("%d connections, want 5", n)
-		}
+		assert.Equal(t, 5, s.Stats().Open, "connections, want 5")
 		start := time.Now()
 		s.Close()
 		s.Close()
-		if took := time.Since(start); took > 0 {
-			t.Errorf("Close took %v", took)
-		}
-		if n := s.Stats().Open; n != 0 {
-			t.Errorf("%d connections after Close", n)
-		}
+		assert.LessOrEqual(t, time.Since(start), time.Duration(0), "Close took")
+		assert.Equal(t, 0, s.Stats().Open, "connections after Close")
 		wg.Wait()
-		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
-			t.Error("a download that was cut off is complete")
-		}
-		if _, err := raw.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("read of a connection that was cut: %v", err)
-		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		assert.Error(t, err, "a download that was cut off is complete")
+		_, err = raw.Read(make([]byte, 1))
+		assert.Equal(t, io.EOF, err, "read of a connection that was cut")
 		raw.Close()
-		if _, err := s.Carrier().Dial(t.Context()); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("dial a closed server: %v", err)
-		}
+		_, err = s.Carrier().Dial(t.Context())
+		assert.ErrorIs(t, err, net.ErrClosed, "dial a closed server")
 	})
 }
 
 // On a socket nothing is left either.
 func TestCloseSocket(t *testing.T) {
 	s, err := quarklinktest.NewServer(quarklinktest.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	i := s.Instance()
 	addr := net.JoinHostPort(i.Endpoint, fmt.Sprint(i.Port))
 	roots := x509.NewCertPool()
 	roots.AddCert(i.Root)
 	conn, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: roots})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer conn.Close()
 	silent, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer silent.Close()
 	s.Close()
-	if _, err := conn.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection is open")
-	}
+	_, err = conn.Read(make([]byte, 1))
+	assert.Error(t, err, "the connection is open")
 	if again, err := net.Dial("tcp", addr); err == nil {
 		again.Close()
 		t.Error("the socket is open")
@@ -300,7 +263,6 @@ func TestCarrierObeysContext(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Carrier().Dial(ctx); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	_, err := s.Carrier().Dial(ctx)
+	assert.ErrorIs(t, err, context.Canceled)
 }

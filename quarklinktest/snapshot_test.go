@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/keystore/software"
 	"github.com/quarklink-go/quarklink/quarklinktest"
@@ -19,54 +22,37 @@ func TestSnapshot(t *testing.T) {
 		t.Helper()
 		keys, err := software.New(st, software.Options{Iterations: 1,
 			Secret: func(context.Context) ([]byte, error) { return []byte("a secret of thirty-two characters"), nil }})
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		i := server.Instance()
-		c, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys, Store: st, Instance: &i, Transport: server.Carrier()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys, Store: st, Instance: &i,
+			Transport: server.Carrier()})
+		require.NoError(t, err)
 		defer c.Close()
-		if err := server.AddBatch(batch); err != nil {
-			t.Fatal(err)
-		}
-		if err := server.AddDevices(batch.Name, c.DeviceID()); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, server.AddBatch(batch))
+		require.NoError(t, server.AddDevices(batch.Name, c.DeviceID()))
 		e, err := c.Enrol(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		return c.DeviceID(), e
 	}
 	first := newServer(t, quarklinktest.Options{InMemory: true})
 	id, before := live(first, quarklinktest.Batch{Name: "one"})
 	snapshot, err := first.Snapshot()
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	first.Close()
 
 	second := newServer(t, quarklinktest.Options{InMemory: true, Snapshot: snapshot})
-	if !second.Instance().Root.Equal(first.Instance().Root) {
-		t.Error("another root")
-	}
+	assert.True(t, second.Instance().Root.Equal(first.Instance().Root), "another root")
 	// What AddBatch would replace is not taken before it.
-	if second.Publish("one", quarklinktest.Firmware{Image: strings.NewReader("image"), AsIs: true}) == nil {
-		t.Error("an image was published to a batch that is yet to be added")
-	}
-	if len(second.Devices("one")) != 1 {
-		t.Error("the snapshot's device is not in its batch")
-	}
+	assert.Error(t, second.Publish("one", quarklinktest.Firmware{Image: strings.NewReader("image"), AsIs: true}),
+		"an image was published to a batch that is yet to be added")
+	assert.Len(t, second.Devices("one"), 1, "the snapshot's device is not in its batch")
 	again, after := live(second, quarklinktest.Batch{Name: "one"})
-	if again != id || !after.Certificate.Equal(before.Certificate) || len(second.Certificates(id)) != 1 {
-		t.Errorf("%d certificates", len(second.Certificates(id)))
-	}
-	if second.AddBatch(quarklinktest.Batch{Name: "one"}) == nil {
-		t.Error("a batch was added twice")
-	}
-	for name, bad := range map[string][]byte{"empty": {}, "no JSON": []byte("x"), "half": snapshot[:len(snapshot)/2], "no keys": []byte("{}")} {
+	assert.Equal(t, id, again)
+	assert.True(t, after.Certificate.Equal(before.Certificate))
+	assert.Len(t, second.Certificates(id), 1)
+	assert.Error(t, second.AddBatch(quarklinktest.Batch{Name: "one"}), "a batch was added twice")
+	for name, bad := range map[string][]byte{"empty": {}, "no JSON": []byte("x"),
+		"half": snapshot[:len(snapshot)/2], "no keys": []byte("{}")} {
 		if s, err := quarklinktest.NewServer(quarklinktest.Options{InMemory: true, Snapshot: bad}); err == nil {
 			s.Close()
 			t.Errorf("snapshot %s: no error", name)

@@ -66,10 +66,12 @@ func TestState(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.AddBatch(quarklinktest.Batch{
 		Name: "hub", PollAfter: 20 * time.Second, SigningKey: key,
-		Policy: quarklinktest.Policy{Lifetime: time.Hour, Hub: &quarklink.Hub{Endpoint: "h", Port: 1, Roots: s.IssuingCertificates()}},
+		Policy: quarklinktest.Policy{Lifetime: time.Hour, Hub: &quarklink.Hub{Endpoint: "h", Port: 1,
+			Roots: s.IssuingCertificates()}},
 	}))
 	require.NoError(t, s.AddBatch(quarklinktest.Batch{
-		Name: "db", Policy: quarklinktest.Policy{Database: &quarklink.Database{Endpoint: "d", Port: 2, URI: "/x", Token: "jwt"}},
+		Name: "db", Policy: quarklinktest.Policy{Database: &quarklink.Database{Endpoint: "d", Port: 2, URI: "/x",
+			Token: "jwt"}},
 	}))
 	s = restart(t, s, dir)
 

@@ -3,11 +3,13 @@ package quarklinktest_test
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/keystore"
@@ -20,9 +22,7 @@ func newClient(t *testing.T, s *quarklinktest.Server) *quarklink.Client {
 	c, err := quarklink.New(t.Context(), quarklink.Config{
 		KeyStore: twoKeys{newKey(t), newKey(t)}, Transport: s.Carrier(),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -41,14 +41,10 @@ func (k twoKeys) Signer(_ context.Context, role keystore.Role) (crypto.Signer, e
 func TestToolProvisionsDevices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t, quarklinktest.Options{InMemory: true})
-		if err := s.AddBatch(quarklinktest.Batch{Name: "b"}); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
 		wifi := quarklink.Network{SSID: "Workshop", Password: "correct horse"}
 		tool := quarklinktest.NewTool(s, "b", wifi)
-		if err := tool.Check(); err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, tool.Check())
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var tools, devices sync.WaitGroup
@@ -56,46 +52,32 @@ func TestToolProvisionsDevices(t *testing.T) {
 			client := newClient(t, s)
 			deviceEnd, toolEnd := quarklinktest.Pipe()
 			tools.Go(func() {
-				if err := tool.Serve(ctx, toolEnd); !errors.Is(err, context.Canceled) {
-					t.Error(err)
-				}
+				assert.ErrorIs(t, tool.Serve(ctx, toolEnd), context.Canceled)
 			})
 			devices.Go(func() {
 				network, err := client.Provision(ctx, deviceEnd, quarklink.ProvisionOptions{})
-				if err != nil || network != wifi {
-					t.Errorf("provision: %q, %v", network.SSID, err)
-				}
-				if _, err := client.Enrol(ctx); err != nil {
-					t.Error(err)
-				}
-				if n := len(s.Certificates(client.DeviceID())); n != 1 {
-					t.Errorf("%d certificates", n)
-				}
+				assert.NoError(t, err)
+				assert.Equal(t, wifi, network)
+				_, err = client.Enrol(ctx)
+				assert.NoError(t, err)
+				assert.Len(t, s.Certificates(client.DeviceID()), 1)
 			})
 		}
 		devices.Wait()
 		cancel()
 		tools.Wait()
-		if n := len(s.Devices("b")); n != 5 {
-			t.Errorf("%d devices in the batch", n)
-		}
+		assert.Len(t, s.Devices("b"), 5)
 	})
 }
 
 // A device of another batch, or one for a batch that does not exist, is refused.
 func TestToolRefuses(t *testing.T) {
 	s := newServer(t, quarklinktest.Options{InMemory: true})
-	if err := s.AddBatch(quarklinktest.Batch{Name: "b", Devices: []quarklink.DeviceID{id(1)}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.AddBatch(quarklinktest.Batch{Name: "other"}); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b", Devices: []quarklink.DeviceID{id(1)}}))
+	require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "other"}))
 	for batch, wantErr := range map[string]bool{"b": false, "other": true, "none": true} {
 		tool := quarklinktest.NewTool(s, batch, quarklink.Network{})
-		if err := tool.OnDeviceID(t.Context(), string(id(1))); (err != nil) != wantErr {
-			t.Errorf("batch %q: %v", batch, err)
-		}
+		assert.Equal(t, wantErr, tool.OnDeviceID(t.Context(), string(id(1))) != nil, batch)
 	}
 }
 
