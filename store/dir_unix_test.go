@@ -3,11 +3,13 @@
 package store
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 func mkfifo(path string) error { return syscall.Mkfifo(path, 0o600) }
@@ -17,23 +19,11 @@ func mkfifo(path string) error { return syscall.Mkfifo(path, 0o600) }
 func TestSameFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	defer f.Close()
-	if err := sameFile(f, path); err != nil {
-		t.Errorf("the same file: %v", err)
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	if err := sameFile(f, path); !errors.Is(err, errTaken) {
-		t.Errorf("a removed file: got %v, want errTaken", err)
-	}
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := sameFile(f, path); !errors.Is(err, errTaken) {
-		t.Errorf("a replaced file: got %v, want errTaken", err)
-	}
+	assert.NoError(t, sameFile(f, path), "the same file")
+	require.NoError(t, os.Remove(path))
+	assert.ErrorIs(t, sameFile(f, path), errTaken, "a removed file")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	assert.ErrorIs(t, sameFile(f, path), errTaken, "a replaced file")
 }

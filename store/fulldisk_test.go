@@ -11,6 +11,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // childFileSize, set in a child, is the largest file that it may write, in bytes.
@@ -47,9 +50,9 @@ func noSpace(t *testing.T, d Dir, call, data string, attr *syscall.SysProcAttr, 
 	cmd.Env = append(childEnv(d, call, data), env...)
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != childNoSpace {
-		t.Errorf("%s: child said %q, %v; want %q", call, out, err, childNoSpace)
-	}
+	require.NoError(t, err, call)
+	said, _, _ := strings.Cut(string(out), "\n") // under -cover the runtime complains after it
+	assert.Equal(t, childNoSpace, said, call)
 }
 
 // The disk is full at any byte of the record: the old one stays and nothing else.
@@ -60,21 +63,17 @@ func TestDirFullDisk(t *testing.T) {
 			d := newDir(t)
 			var want []string
 			if call == "put" {
-				if err := d.Put(t.Context(), "one", []byte("old")); err != nil {
-					t.Fatal(err)
-				}
+				require.NoError(t, d.Put(t.Context(), "one", []byte("old")))
 				want = []string{"one"}
 			}
 			noSpace(t, d, call, record, nil, childFileSize+"="+size)
-			if all := names(t, string(d)); strings.Join(all, " ") != strings.Join(want, " ") {
-				t.Errorf("%s, %s bytes free: left in the folder: %v, want %v", call, size, all, want)
-			}
+			all := names(t, string(d))
+			assert.Equal(t, strings.Join(want, " "), strings.Join(all, " "), "%v, %v", call, size)
 			if call == "create" {
 				continue
 			}
-			if data, err := d.Get(t.Context(), "one"); string(data) != "old" {
-				t.Errorf("%s bytes free: got %q, %v; want the old record", size, data, err)
-			}
+			data, _ := d.Get(t.Context(), "one")
+			assert.Equal(t, "old", string(data), size)
 		}
 	}
 }
@@ -87,34 +86,19 @@ func TestDirFullFileSystem(t *testing.T) {
 		t.Skipf("cannot mount a small tmpfs: %v (the full disk itself is tested by TestDirFullDisk)", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
+		assert.NoError(t, syscall.Unmount(dir, 0))
 	})
 	ctx := t.Context()
 	d := Dir(dir)
 	old := strings.Repeat("o", 2*4096)
-	if err := d.Put(ctx, "one", []byte(old)); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, d.Put(ctx, "one", []byte(old)))
 	err := d.Put(ctx, "one", make([]byte, 4*4096))
-	if !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("Put: %v, want ENOSPC", err)
-	}
-	if err := d.Create(ctx, "two", make([]byte, 4*4096)); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("Create: %v, want ENOSPC", err)
-	}
-	if data, err := d.Get(ctx, "one"); string(data) != old {
-		t.Errorf("got %d bytes, %v; want the old record", len(data), err)
-	}
-	if all := names(t, dir); len(all) != 1 {
-		t.Errorf("left in the folder: %v", all)
-	}
+	assert.ErrorIs(t, err, syscall.ENOSPC)
+	assert.ErrorIs(t, d.Create(ctx, "two", make([]byte, 4*4096)), syscall.ENOSPC)
+	data, _ := d.Get(ctx, "one")
+	assert.Equal(t, old, string(data))
+	assert.Len(t, names(t, dir), 1, "left in the folder")
 	// A leftover of a cut must not keep the disk full.
-	if err := os.WriteFile(d.path(tempPrefix+"1"), make([]byte, 2*4096), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Put(ctx, "one", []byte(strings.Repeat("n", 2*4096))); err != nil {
-		t.Errorf("Put beside a leftover: %v", err)
-	}
+	require.NoError(t, os.WriteFile(d.path(tempPrefix+"1"), make([]byte, 2*4096), 0o600))
+	assert.NoError(t, d.Put(ctx, "one", []byte(strings.Repeat("n", 2*4096))), "Put beside a leftover")
 }

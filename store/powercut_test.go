@@ -4,9 +4,7 @@ package store
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,6 +12,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 )
 
 // cutCalls are the calls that a power cut may meet.
@@ -46,27 +49,19 @@ func TestDirPowerCut(t *testing.T) {
 				if c.fresh {
 					return d
 				}
-				if err := os.Mkdir(string(d), 0o700); err != nil {
-					t.Fatal(err)
-				}
+				require.NoError(t, os.Mkdir(string(d), 0o700))
 				if c.old != "" {
-					if err := d.Put(t.Context(), "one", []byte(c.old)); err != nil {
-						t.Fatal(err)
-					}
+					require.NoError(t, d.Put(t.Context(), "one", []byte(c.old)))
 				}
 				if c.leftover {
-					if err := os.WriteFile(d.path(tempPrefix+"1"), []byte("the ne"), 0o600); err != nil {
-						t.Fatal(err)
-					}
+					require.NoError(t, os.WriteFile(d.path(tempPrefix+"1"), []byte("the ne"), 0o600))
 				}
 				return d
 			}
 			d := prepare()
 			calls := trace(t, strace, d, c.call)
 			checkFlushed(t, d, calls)
-			if len(calls) < 5 {
-				t.Fatalf("only %d system calls traced: %v", len(calls), calls)
-			}
+			require.GreaterOrEqual(t, len(calls), 5)
 			seen := make(map[string]bool) // what the cuts left
 			for _, cut := range calls {
 				d := prepare()
@@ -75,36 +70,27 @@ func TestDirPowerCut(t *testing.T) {
 				state := string(data)
 				if err != nil {
 					state = ""
-					if !errors.Is(err, fs.ErrNotExist) {
-						t.Fatalf("cut at %v: Get: %v", cut, err)
-					}
+					require.ErrorIs(t, err, fs.ErrNotExist, cut)
 				}
 				after := newRecord
 				if c.call == "delete" {
 					after = ""
 				}
-				if state != c.old && state != after {
-					t.Errorf("cut at %v: the record is %q; want %q or %q", cut, state, c.old, after)
-				}
+				assert.Contains(t, []string{c.old, after}, state, cut)
 				seen[state] = true
 				// What the device does next.
 				err = d.Create(t.Context(), "one", []byte("created"))
-				if state == "" && err != nil || state != "" && !errors.Is(err, fs.ErrExist) {
-					t.Errorf("cut at %v: the record is %q and Create gives %v", cut, state, err)
+				if state == "" {
+					assert.NoError(t, err, cut)
+				} else {
+					assert.ErrorIs(t, err, fs.ErrExist, cut)
 				}
-				if err := d.Put(t.Context(), "one", []byte("next")); err != nil {
-					t.Errorf("cut at %v: the next Put: %v", cut, err)
-				}
-				if data, err := d.Get(t.Context(), "one"); string(data) != "next" {
-					t.Errorf("cut at %v: after the next Put: %q, %v", cut, data, err)
-				}
-				if all := names(t, string(d)); len(all) != 1 {
-					t.Errorf("cut at %v: after the next Put the folder has %v", cut, all)
-				}
+				assert.NoError(t, d.Put(t.Context(), "one", []byte("next")), cut)
+				data, _ = d.Get(t.Context(), "one")
+				assert.Equal(t, "next", string(data), cut)
+				assert.Len(t, names(t, string(d)), 1, cut)
 			}
-			if len(seen) != 2 {
-				t.Errorf("the cuts left %v only: they did not fall on both sides of the change", seen)
-			}
+			assert.Len(t, seen, 2, "the cuts left")
 			t.Logf("cut at %d system calls", len(calls))
 		})
 	}
@@ -136,13 +122,10 @@ func trace(t *testing.T, strace string, d Dir, call string) []systemCall {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "trace")
 	out, err := runTraced(t, strace, d, call, "-o", log)
-	if err != nil || strings.TrimSpace(out) != childDone {
-		t.Fatalf("strace: %v, child said %q", err, out)
-	}
+	require.NoError(t, err)
+	require.Equal(t, childDone, strings.TrimSpace(out))
 	data, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var calls []systemCall
 	counts := make(map[string]int)
 	thread := ""
@@ -187,9 +170,8 @@ func killAt(t *testing.T, strace string, d Dir, call string, at systemCall) {
 	t.Helper()
 	out, err := runTraced(t, strace, d, call, "-o", os.DevNull,
 		"-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", at.name, at.n))
-	if err == nil || out != "" {
-		t.Fatalf("cut at %v: the child was not killed: %v, it said %q", at, err, out)
-	}
+	require.Error(t, err, at)
+	require.Empty(t, out, at)
 }
 
 func runTraced(t *testing.T, strace string, d Dir, call string, args ...string) (stdout string, err error) {
@@ -200,9 +182,7 @@ func runTraced(t *testing.T, strace string, d Dir, call string, args ...string) 
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
-	if errs.Len() > 0 {
-		t.Fatalf("strace: %v: %s", err, errs.String())
-	}
+	require.LessOrEqual(t, errs.Len(), 0, errs.String())
 	return string(out), err
 }
 
@@ -234,9 +214,7 @@ func checkFlushed(t *testing.T, d Dir, calls []systemCall) {
 		case "fsync":
 			delete(unflushed, open)
 		case "rename", "renameat", "renameat2", "link", "linkat":
-			if unflushed[paths[0]] {
-				t.Errorf("%s gets its name before its content is flushed", paths[0])
-			}
+			assert.False(t, unflushed[paths[0]], "gets its name before its content is flushed")
 			unflushed[filepath.Dir(paths[1])] = true
 			changes++
 		case "mkdir", "mkdirat":
@@ -249,9 +227,7 @@ func checkFlushed(t *testing.T, d Dir, calls []systemCall) {
 			changes++
 		}
 	}
-	if changes == 0 {
-		t.Errorf("the trace shows no change: %v", calls)
-	}
+	assert.NotEqual(t, 0, changes, calls)
 	for path := range unflushed {
 		t.Errorf("%s is not flushed when the call ends", path)
 	}

@@ -11,6 +11,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // The test binary runs itself as a child for what takes a process of its own:
@@ -118,20 +121,13 @@ func TestDirProcessesCreate(t *testing.T) {
 			cmd.Env = childEnv(d, "create-together", data)
 			cmd.Stderr = os.Stderr
 			in, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
+			require.NoError(t, cmd.Start())
 			p := process{cmd, bufio.NewReader(out), data}
-			if line, err := p.out.ReadString('\n'); line != "ready\n" {
-				t.Fatalf("child said %q, %v", line, err)
-			}
+			line, _ := p.out.ReadString('\n')
+			require.Equal(t, "ready\n", line)
 			all = append(all, p)
 			starts = append(starts, func() { in.Close() })
 		}
@@ -141,9 +137,7 @@ func TestDirProcessesCreate(t *testing.T) {
 		var winners []string
 		for _, p := range all {
 			line, _ := p.out.ReadString('\n')
-			if err := p.Wait(); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, p.Wait())
 			switch strings.TrimSpace(line) {
 			case childDone:
 				winners = append(winners, p.data)
@@ -152,14 +146,10 @@ func TestDirProcessesCreate(t *testing.T) {
 				t.Errorf("child said %q", line)
 			}
 		}
-		if len(winners) != 1 {
-			t.Fatalf("%d of %d processes created the record", len(winners), processes)
-		}
-		if data, err := d.Get(t.Context(), "one"); err != nil || string(data) != winners[0] {
-			t.Errorf("got %.20q, %v; want %.20q", data, err, winners[0])
-		}
-		if all := names(t, string(d)); len(all) != 1 {
-			t.Errorf("left in the folder: %v", all)
-		}
+		require.Len(t, winners, 1, processes)
+		data, err := d.Get(t.Context(), "one")
+		require.NoError(t, err)
+		assert.Equal(t, winners[0], string(data))
+		assert.Len(t, names(t, string(d)), 1, "left in the folder")
 	}
 }

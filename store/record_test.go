@@ -2,24 +2,25 @@ package store
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 func TestRecordRoundTrip(t *testing.T) {
-	for _, payload := range [][]byte{nil, {}, {0}, []byte("\n"), []byte("-----BEGIN X-----\n"), bytes.Repeat([]byte{0xff}, MaxSize/2)} {
+	for _, payload := range [][]byte{nil, {}, {0}, []byte("\n"), []byte("-----BEGIN X-----\n"),
+		bytes.Repeat([]byte{0xff}, MaxSize/2)} {
 		for _, name := range []string{"a", "key-esk", "123456789012345"} {
 			for version := 0; version < 256; version += 51 {
 				record := EncodeRecord(name, uint8(version), payload)
 				v, p, err := DecodeRecord(name, record)
-				if err != nil || v != uint8(version) || !bytes.Equal(p, payload) {
-					t.Fatalf("%s, version %d, %d bytes: got %d, %d bytes, %v", name, version, len(payload), v, len(p), err)
-				}
-				if overhead := len(record) - len(payload); overhead > 54 {
-					t.Errorf("%s, version %d: %d bytes of overhead, documented 54", name, version, overhead)
-				}
+				require.NoError(t, err, "%v, %v bytes", name, len(payload))
+				require.Equal(t, uint8(version), v, "%v, %v bytes", name, len(payload))
+				require.Equal(t, string(payload), string(p), "%v, %v bytes", name, len(payload))
+				assert.LessOrEqual(t, len(record)-len(payload), 54, "%v, %v", name, version)
 			}
 		}
 	}
@@ -56,17 +57,16 @@ func TestDecodeRecordDamaged(t *testing.T) {
 	}
 	for what, data := range damaged {
 		version, payload, err := DecodeRecord("instance", data)
-		if !errors.Is(err, ErrDamaged) || version != 0 || payload != nil {
-			t.Errorf("%s: got version %d, payload %q, error %v; want ErrDamaged alone", what, version, payload, err)
-		}
+		assert.ErrorIs(t, err, ErrDamaged, what)
+		assert.EqualValues(t, 0, version, what)
+		assert.Nil(t, payload, what)
 	}
 }
 
 func TestDecodeRecordBadName(t *testing.T) {
 	for _, name := range []string{"", "Name", "a b", "a\nb", "1234567890123456"} {
-		if _, _, err := DecodeRecord(name, EncodeRecord(name, 1, nil)); err == nil {
-			t.Errorf("name %q: no error", name)
-		}
+		_, _, err := DecodeRecord(name, EncodeRecord(name, 1, nil))
+		assert.Error(t, err)
 	}
 }
 
@@ -77,13 +77,11 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		version, payload, err := DecodeRecord("instance", data)
 		if err != nil {
-			if !errors.Is(err, ErrDamaged) || payload != nil {
-				t.Fatalf("payload %q, error %v", payload, err)
-			}
+			require.ErrorIs(t, err, ErrDamaged, "payload")
+			require.Nil(t, payload, "payload")
 			return
 		}
-		if again := EncodeRecord("instance", version, payload); !bytes.Equal(again, data) {
-			t.Fatalf("a second spelling of one record:\n%q\n%q", data, again)
-		}
+		require.Equal(t, data, EncodeRecord("instance", version, payload),
+			"a second spelling of one record:\n")
 	})
 }
