@@ -6,18 +6,18 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"testing"
 	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 )
 
 // names lists what is in a folder.
 func names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	var all []string
 	for _, entry := range entries {
 		all = append(all, entry.Name())
@@ -31,13 +31,9 @@ func TestDirZeroValue(t *testing.T) {
 	var d Dir
 	_, err := d.Get(ctx, "one")
 	for _, err := range []error{err, d.Put(ctx, "one", nil), d.Create(ctx, "one", nil), d.Delete(ctx, "one")} {
-		if !errors.Is(err, fs.ErrInvalid) {
-			t.Errorf("got %v, want fs.ErrInvalid", err)
-		}
+		assert.ErrorIs(t, err, fs.ErrInvalid)
 	}
-	if all := names(t, "."); len(all) != 0 {
-		t.Errorf("left in the current folder: %v", all)
-	}
+	assert.Empty(t, names(t, "."), "left in the current folder")
 }
 
 func TestDirModes(t *testing.T) {
@@ -47,9 +43,7 @@ func TestDirModes(t *testing.T) {
 	ctx := t.Context()
 	top := filepath.Join(t.TempDir(), "top")
 	d := Dir(filepath.Join(top, "state"))
-	if err := errors.Join(d.Put(ctx, "put", []byte("x")), d.Create(ctx, "created", []byte("x"))); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, errors.Join(d.Put(ctx, "put", []byte("x")), d.Create(ctx, "created", []byte("x"))))
 	for path, want := range map[string]fs.FileMode{
 		top:               fs.ModeDir | 0o700,
 		string(d):         fs.ModeDir | 0o700,
@@ -57,18 +51,15 @@ func TestDirModes(t *testing.T) {
 		d.path("created"): 0o600,
 	} {
 		info, err := os.Stat(path)
-		if err != nil || info.Mode() != want {
-			t.Errorf("%s: mode %v, %v; want %v", path, info.Mode(), err, want)
-		}
+		require.NoError(t, err, path)
+		assert.Equal(t, want, info.Mode(), path)
 	}
 }
 
 // What is no record is neither read, followed nor replaced, and never absent.
 func TestDirOddFiles(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
-	if err := os.WriteFile(outside, []byte("outside"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(outside, []byte("outside"), 0o600))
 	for what, plant := range map[string]func(path string) error{
 		"link to a file": func(path string) error { return os.Symlink(outside, path) },
 		"dangling link":  func(path string) error { return os.Symlink(outside+"-not", path) },
@@ -85,68 +76,50 @@ func TestDirOddFiles(t *testing.T) {
 			}
 			before, _ := os.Lstat(d.path("odd"))
 			data, err := d.Get(ctx, "odd")
-			if data != nil {
-				t.Errorf("Get returned %q", data)
-			}
+			assert.Nil(t, data, "Get returned")
 			for call, err := range map[string]error{
 				"Get":    err,
 				"Put":    d.Put(ctx, "odd", []byte("x")),
 				"Delete": d.Delete(ctx, "odd"),
 			} {
-				if !errors.Is(err, ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
-					t.Errorf("%s: got %v, want ErrDamaged", call, err)
-				}
+				assert.ErrorIs(t, err, ErrDamaged, call)
+				assert.NotErrorIs(t, err, fs.ErrNotExist, call)
 			}
-			if err := d.Create(ctx, "odd", []byte("x")); err == nil || errors.Is(err, fs.ErrExist) {
-				t.Errorf("Create: got %v; want an error that does not promise a record", err)
-			}
-			if after, err := os.Lstat(d.path("odd")); err != nil || !os.SameFile(before, after) {
-				t.Errorf("it was replaced: %v", err)
-			}
-			if all := names(t, string(d)); len(all) != 1 {
-				t.Errorf("left in the folder: %v", all)
-			}
+			err = d.Create(ctx, "odd", []byte("x"))
+			require.Error(t, err, "Create:")
+			assert.NotErrorIs(t, err, fs.ErrExist, "Create:")
+			after, err := os.Lstat(d.path("odd"))
+			require.NoError(t, err, "it was replaced")
+			assert.True(t, os.SameFile(before, after), "it was replaced")
+			assert.Len(t, names(t, string(d)), 1, "left in the folder")
 		})
 	}
-	if data, err := os.ReadFile(outside); string(data) != "outside" {
-		t.Errorf("a link was followed: %q, %v", data, err)
-	}
+	data, _ := os.ReadFile(outside)
+	assert.Equal(t, "outside", string(data), "a link was followed")
 }
 
 func TestDirFolderIsAFile(t *testing.T) {
 	ctx := t.Context()
 	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
 	for _, d := range []Dir{Dir(path), Dir(filepath.Join(path, "below"))} {
-		if err := d.Put(ctx, "one", nil); err == nil {
-			t.Errorf("Put in %s: no error", d)
-		}
+		assert.Error(t, d.Put(ctx, "one", nil), "Put in")
 	}
-	if _, err := Dir(path).Get(ctx, "one"); err == nil {
-		t.Error("Get: no error")
-	}
+	_, err := Dir(path).Get(ctx, "one")
+	assert.Error(t, err, "Get: no error")
 }
 
 func TestDirTooLargeFile(t *testing.T) {
 	ctx := t.Context()
 	d := newDir(t)
-	if err := os.WriteFile(d.path("big"), make([]byte, MaxSize+1), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if data, err := d.Get(ctx, "big"); !errors.Is(err, ErrDamaged) || data != nil {
-		t.Errorf("got %d bytes, %v; want ErrDamaged", len(data), err)
-	}
-	if err := d.Create(ctx, "big", nil); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("Create: %v, want fs.ErrExist", err)
-	}
-	if err := d.Put(ctx, "big", []byte("good")); err != nil {
-		t.Errorf("Put does not heal it: %v", err)
-	}
-	if data, err := d.Get(ctx, "big"); string(data) != "good" {
-		t.Errorf("got %q, %v", data, err)
-	}
+	require.NoError(t, os.WriteFile(d.path("big"), make([]byte, MaxSize+1), 0o600))
+	data, err := d.Get(ctx, "big")
+	assert.ErrorIs(t, err, ErrDamaged)
+	assert.Nil(t, data)
+	assert.ErrorIs(t, d.Create(ctx, "big", nil), fs.ErrExist)
+	assert.NoError(t, d.Put(ctx, "big", []byte("good")), "Put does not heal it")
+	data, _ = d.Get(ctx, "big")
+	assert.Equal(t, "good", string(data))
 }
 
 // Leftovers of a cut go with the next write; one that is being written stays.
@@ -160,39 +133,23 @@ func TestDirSweep(t *testing.T) {
 			d := newDir(t)
 			old := time.Now().Add(-48 * time.Hour) // where files cannot be locked their age decides
 			for _, leftover := range []string{tempPrefix + "1", tempPrefix + "2"} {
-				if err := os.WriteFile(d.path(leftover), []byte("half a rec"), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.Chtimes(d.path(leftover), old, old); err != nil {
-					t.Fatal(err)
-				}
+				require.NoError(t, os.WriteFile(d.path(leftover), []byte("half a rec"), 0o600))
+				require.NoError(t, os.Chtimes(d.path(leftover), old, old))
 			}
 			live, release, err := d.createTemp()
-			if err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, err)
 			defer live.Close()
-			if err := write(d); err != nil {
-				t.Fatal(err)
-			}
+			require.NoError(t, write(d))
 			kept := []string{filepath.Base(live.Name())}
 			if call != "Delete" {
 				kept = append(kept, "one")
 			}
-			if all := names(t, string(d)); !slices.Equal(all, kept) {
-				t.Errorf("while a file is written: %v, want %v", all, kept)
-			}
+			assert.Equal(t, kept, names(t, string(d)), "while a file is written")
 			live.Close()
 			release()
-			if err := os.Chtimes(live.Name(), old, old); err != nil {
-				t.Fatal(err)
-			}
-			if err := d.Put(t.Context(), "one", nil); err != nil {
-				t.Fatal(err)
-			}
-			if all := names(t, string(d)); !slices.Equal(all, []string{"one"}) {
-				t.Errorf("after it was abandoned: %v", all)
-			}
+			require.NoError(t, os.Chtimes(live.Name(), old, old))
+			require.NoError(t, d.Put(t.Context(), "one", nil))
+			assert.Equal(t, []string{"one"}, names(t, string(d)), "after it was abandoned")
 		})
 	}
 }
@@ -201,8 +158,6 @@ func TestDirSweep(t *testing.T) {
 func newDir(t *testing.T) Dir {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "state")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, os.Mkdir(dir, 0o700))
 	return Dir(dir)
 }
