@@ -6,29 +6,44 @@
 //
 // # Quick start
 //
-// What a device's program does at each start, where b is what it knows of its
-// board. A [Client] needs a key store, a store for its records, and what firmware
-// runs. Whether a blank device may make its identity is for the build to say, never
-// for the store: in the field an empty store is a mount that is missing.
+// What follows is of examples/device, the whole program of a device. A [Client]
+// needs a key store, a store for its records, and what firmware runs. Whether a
+// blank device may make its identity is for the build or the unit file to say,
+// never for the store: in the field an empty store is a mount that is missing.
 //
-//	keys, err := software.New(b.records, software.Options{Secret: b.secret})
-//	if err != nil {
-//		return err
-//	}
-//	device, err := quarklink.New(ctx, quarklink.Config{
-//		KeyStore:        keys,
-//		Store:           b.records,
-//		RequireIdentity: !b.factory, // in the field an empty store is a missing mount, not a blank device
-//		Firmware:        b.running,  // without it nobody knows that an update has come to run
-//		Logger:          slog.Default(),
-//	})
-//	if err != nil {
-//		return err
-//	}
-//	defer device.Close()
+//	keys, err := software.New(records, software.Options{Secret: read})
+//	check(err)
+//	device, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Store: records, RequireIdentity: !*factory,
+//		Firmware: quarklink.FirmwareInfo{Version: version}, Logger: slog.Default()})
+//	check(err)
 //
-// A blank device learns its Wi-Fi and its instance from a provisioning tool at
-// the other end of its UART, and tells it its [DeviceID]:
+// [Client.Run] is the device's life: it provisions, asks the instance, updates,
+// enrols and renews, and keeps the connection to the hub.
+//
+//	check(device.Run(ctx, quarklink.Loop{
+//		Firmware: updates,
+//		Provision: func(ctx context.Context, o quarklink.ProvisionOptions) error {
+//			line, err := os.OpenFile(*tty, os.O_RDWR|syscall.O_NOCTTY, 0)
+//			if err == nil {
+//				defer line.Close()
+//				_, err = device.Provision(ctx, line, o)
+//			}
+//			return err
+//		},
+//		Hub: func(ctx context.Context, _ *quarklink.Enrolment) error {
+//			conn, err := device.DialHub(ctx) // mutual TLS: give it to your MQTT library
+//			if err == nil {
+//				context.AfterFunc(ctx, func() { conn.Close() })
+//				_, err = io.Copy(io.Discard, conn) // your application, until the connection ends
+//			}
+//			return err
+//		},
+//	}))
+//
+// # By hand
+//
+// A program with a loop of its own makes the calls in this order. [Client.Renew]
+// belongs where [Status.NeedsRenewal] says so, before the certificate expires.
 //
 //	var ask quarklink.ProvisionOptions
 //	if b.factory || device.NeedsProvisioning(ask) {
@@ -36,19 +51,11 @@
 //			return err
 //		}
 //	}
-//
-// Then it asks how it stands, and does what is called for:
-//
 //	status, err := device.Status(ctx)
 //	if err != nil {
 //		return err // errors.Is(err, quarklink.ErrDeviceDoesNotExist): not in a batch yet, ask again later
 //	}
 //	if status.NeedsUpdate() {
-//		verifier := secureboot.Verifier{
-//			Chip:    image.ESP32C3,
-//			Schemes: []secureboot.Scheme{secureboot.RSA()},
-//			Trusted: b.trusted,
-//		}
 //		_, err := device.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: b.slot, Verifier: verifier})
 //		if err == nil {
 //			return b.restart()
@@ -58,6 +65,11 @@
 //	if status.NeedsEnrolment() {
 //		if _, err := device.Enrol(ctx); err != nil {
 //			return err
+//		}
+//	}
+//	if status.NeedsRenewal() {
+//		if _, err := device.Renew(ctx, quarklink.RenewOptions{}); err != nil {
+//			slog.Error("the device keeps its certificate", "error", err)
 //		}
 //	}
 //	hub, err := device.HubTLSConfig(ctx) // mutual TLS; or give your library Client.DialHub

@@ -1,7 +1,6 @@
 package quarklink_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -24,8 +23,8 @@ import (
 	"github.com/quarklink-go/quarklink/transport/uart"
 )
 
-// What follows, up to the next comment that begins with "end", is README's
-// program to the letter.
+// What follows, up to the next comment that begins with "end", is a device's
+// program without Run, of which doc.go shows the lines that call the library.
 
 type board struct {
 	factory bool                                  // set by the build: only at the factory is a device blank
@@ -83,6 +82,11 @@ func (b *board) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if status.NeedsRenewal() {
+		if _, err := device.Renew(ctx, quarklink.RenewOptions{}); err != nil {
+			slog.Error("the device keeps its certificate", "error", err)
+		}
+	}
 	hub, err := device.HubTLSConfig(ctx) // mutual TLS; or give your library Client.DialHub
 	if err != nil {
 		return err
@@ -90,34 +94,38 @@ func (b *board) start(ctx context.Context) error {
 	return b.connect(hub)
 }
 
-// end of README's program.
+// end of the program by hand.
 
-// TestREADME compares README's program with the one above, and doc.go's with
-// its lines.
+// TestREADME compares README's program with examples/device, and doc.go's lines
+// with those of both programs.
 func TestREADME(t *testing.T) {
-	source, err := os.ReadFile("readme_test.go")
-	require.NoError(t, err)
-	_, program, _ := strings.Cut(string(source), "to the letter.\n\n")
-	program, _, ok := strings.Cut(program, "\n// end of README's program.")
-	require.True(t, ok)
+	read := func(path string) string {
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		return string(text)
+	}
+	part := func(text, from, to string) string {
+		_, after, begins := strings.Cut(text, from)
+		within, _, ends := strings.Cut(after, to)
+		require.True(t, begins && ends, "no text from %q to %q", from, to)
+		return within
+	}
+	program, manual := read("examples/device/main.go"), read("doc.go")
+	_, rest, _ := strings.Cut(program, "\npackage main\n")
+	assert.Equal(t, "package main\n"+rest, part(read("README.md"), "```go\n", "```"))
+	inOrder(t, program, part(manual, "# Quick start", "\n// # "))
+	inOrder(t, part(read("readme_test.go"), "call the library.\n\n", "\n// end of"), part(manual, "# By hand", "\n// # "))
+}
 
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	_, example, _ := strings.Cut(string(readme), "```go\n")
-	example, _, ok = strings.Cut(example, "```")
-	require.True(t, ok)
-	require.Equal(t, program, example)
-
-	manual, err := os.ReadFile("doc.go")
-	require.NoError(t, err)
-	_, manual, _ = bytes.Cut(manual, []byte("# Quick start"))
-	manual, _, _ = bytes.Cut(manual, []byte("\n// # "))
+// inOrder reports each line of code in a manual that the program does not have
+// at that place.
+func inOrder(t *testing.T, program, manual string) {
+	t.Helper()
 	lines := 0
-	for line := range strings.Lines(string(manual)) {
+	for line := range strings.Lines(manual) {
 		if code, ok := strings.CutPrefix(strings.TrimRight(line, "\n"), "//\t"); ok {
-			before, after, ok := strings.Cut(program, "\n\t"+code+"\n")
+			_, after, ok := strings.Cut(program, "\n\t"+code+"\n")
 			require.True(t, ok, "doc.go has a line that the program does not have, or not here: %s", code)
-			require.NotEqual(t, before, after)
 			program, lines = "\n"+after, lines+1
 		}
 	}
@@ -135,7 +143,7 @@ func factoryTool(t *testing.T, server *quarklinktest.Server) (uart.Port, *spy) {
 	return line, line
 }
 
-// TestProgram runs README's program for four starts of a device: one update, one
+// TestProgram runs the program by hand for four starts of a device: one update, one
 // enrolment, then nothing to do.
 func TestProgram(t *testing.T) {
 	before := slog.Default()

@@ -338,6 +338,7 @@ func (r *runner) callHub(ctx context.Context, e *Enrolment) {
 	r.tell(Event{Step: StepHub, Hub: e.address()})
 	go func() {
 		defer close(h.ended)
+		defer cancel() // else each call would leave a context behind
 		h.err = r.loop.Hub(ctx, e)
 	}()
 }
