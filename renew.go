@@ -279,9 +279,11 @@ const (
 
 // renewAt returns when the certificate is due to be renewed. Devices that were
 // enrolled together do not come together: each has a moment of its own, which
-// its DeviceID decides.
+// its DeviceID decides, and another one for each of its certificates. With the
+// same for all, devices that poll once a day would come after the same number of
+// days each time, and gather.
 func (c *Client) renewAt(cert *x509.Certificate) time.Time {
-	sum := sha256.Sum256([]byte("renewal of " + c.id))
+	sum := sha256.Sum256(fmt.Appendf(nil, "renewal of %s since %d", c.id, cert.NotBefore.Unix()))
 	place := float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53) // 0 to 1
 	share := min(c.renewShare+renewalSpread*(place-0.5), latestRenewal)
 	return cert.NotBefore.Add(time.Duration(max(share, 0) * float64(cert.NotAfter.Sub(cert.NotBefore))))
