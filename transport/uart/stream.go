@@ -199,7 +199,7 @@ func (s *stream) hangUp(reason tunnel.Reason) bool {
 		s.end.Reset(s.now(), reason)
 	} else if first {
 		s.wakeAt, s.armed = s.now(), -1 // whoever else may have used the port
-		if !s.end.Done() && s.broken == nil {
+		if s.end.Established() {
 			s.end.CloseWrite(s.now())
 			s.wakeAt += closeWait
 		}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -375,24 +376,20 @@ func (e *End) tick(now time.Duration) {
 // none, for the time.
 func (e *End) Input(now time.Duration, p []byte) {
 	for _, b := range p {
-		if b != 0 {
-			if len(e.in) == cap(e.in) {
-				e.text()
-				e.inLong = true
-			}
+		switch {
+		case b == 0:
+			e.delimited(now)
+		case len(e.in) == cap(e.in):
+			e.overflow()
+			fallthrough
+		default:
 			e.in = append(e.in, b)
-			continue
 		}
-		if !e.inLong && len(e.in) > 0 && e.frame(now) {
-			e.in = e.in[:0]
-		}
-		e.text()
-		e.inLong = false
 	}
 	if len(p) > 0 {
 		e.inAt = now
 	} else if len(e.in) > 0 && e.inText() && now >= e.inAt+textQuiet {
-		e.text()
+		e.text(len(e.in))
 	}
 	e.tick(now)
 }
@@ -400,22 +397,57 @@ func (e *End) Input(now time.Duration, p []byte) {
 // inText reports whether what has come may be a line of text.
 func (e *End) inText() bool { return e.in[len(e.in)-1] == '\n' }
 
-// text gives away what has come and was no frame.
-func (e *End) text() {
-	if len(e.in) > 0 {
-		e.counters.Bad++
-		if e.Text != nil {
-			e.Text(e.in)
+// delimited takes what stood before a delimiter: a frame, lines of text and then a
+// frame, or nothing of use.
+func (e *End) delimited(now time.Duration) {
+	if !e.inLong && len(e.in) > 0 {
+		for text := 0; text < len(e.in); {
+			if e.frame(now, e.in[text:], text == 0) {
+				e.text(text)
+				e.in = e.in[:0]
+				return
+			}
+			line := bytes.IndexByte(e.in[text:], '\n')
+			if line < 0 {
+				break
+			}
+			text += line + 1
 		}
-		e.in = e.in[:0]
 	}
+	e.text(len(e.in))
+	e.inLong = false
 }
 
-// frame takes a frame that has come in whole. False means that it was none.
-func (e *End) frame(now time.Duration) bool {
+// overflow makes room: more has come than a frame has.
+func (e *End) overflow() {
+	line := bytes.IndexByte(e.in, '\n')
+	if line < 0 {
+		line = len(e.in) - 1
+		e.inLong = true // what is to come is no frame, unless a line ends before
+	} else {
+		e.inLong = false
+	}
+	e.text(line + 1)
+}
+
+// text gives away so much of what has come, which was no frame.
+func (e *End) text(n int) {
+	if n == 0 {
+		return
+	}
+	e.counters.Bad++
+	if e.Text != nil {
+		e.Text(e.in[:n])
+	}
+	e.in = e.in[:copy(e.in, e.in[n:])]
+}
+
+// frame takes a frame that has come in whole. False means that it was none. first
+// says that it is all that has come since the last delimiter.
+func (e *End) frame(now time.Duration, p []byte, first bool) bool {
 	// In a copy: what is no frame must stay as it came.
-	decoded, ok := decode(append(e.body[:0], e.in[:min(len(e.in), cap(e.body))]...))
-	if !ok || len(e.in) > cap(e.body) {
+	decoded, ok := decode(append(e.body[:0], p...))
+	if !ok {
 		return false
 	}
 	body, key, ok := keyOf(decoded)
@@ -436,7 +468,9 @@ func (e *End) frame(now time.Duration) bool {
 		}
 		return true
 	}
-	e.strange(now, body, key)
+	if first {
+		e.strange(now, body, key)
+	}
 	return false
 }
 

@@ -146,8 +146,8 @@ func (s *sender) ack(now time.Duration, body []byte) (bytes int, ok bool) {
 	if next+window > s.edge {
 		s.edge = next + window
 	}
-	bytes, newest := s.cover(now)
-	if newest == nil {
+	arrived, bytes, newest := s.cover(now)
+	if !arrived {
 		return 0, true
 	}
 	s.timer, s.backoff = now, 0
@@ -155,7 +155,9 @@ func (s *sender) ack(now time.Duration, body []byte) (bytes int, ok bool) {
 	if limits&moreRanges != 0 {
 		known = s.has[s.hasCount-1].to
 	}
-	s.miss(newest.order, known)
+	if newest != nil {
+		s.miss(newest.order, known)
+	}
 	s.drop()
 	return bytes, true
 }
@@ -183,9 +185,10 @@ func (s *sender) parse(next int64, runs []byte) bool {
 	return true
 }
 
-// cover marks the segments that the peer has. It returns how many bytes of them
-// are new, and the one that was sent last, nil if none is new.
-func (s *sender) cover(now time.Duration) (bytes int, newest *segment) {
+// cover marks the segments that the peer has. It returns whether any of them are
+// new, of how many bytes, and the one whose last transmission has come and was the
+// latest, or nil.
+func (s *sender) cover(now time.Duration) (arrived bool, bytes int, newest *segment) {
 	wire := 0
 	from, k := s.una, 0
 	for i := range s.segments {
@@ -202,7 +205,11 @@ func (s *sender) cover(now time.Duration) (bytes int, newest *segment) {
 			s.noise.arrived(g.wire())
 			bytes += int(g.len)
 			wire += g.wire()
-			if newest == nil || int32(g.order-newest.order) > 0 {
+			arrived = true
+			// What is acknowledged too soon for its last transmission was not lost
+			// before, and does not tell what became of those since.
+			soon := g.again && now-g.at < s.pace.least/8*7
+			if !soon && (newest == nil || int32(g.order-newest.order) > 0) {
 				newest = g
 			}
 		}
@@ -211,7 +218,7 @@ func (s *sender) cover(now time.Duration) (bytes int, newest *segment) {
 	if newest != nil && !newest.again {
 		s.pace.sample(now-newest.at, wire, s.noise.payload(s.frame)+overhead)
 	}
-	return bytes, newest
+	return arrived, bytes, newest
 }
 
 // miss takes for lost what was sent before something that has arrived, up to
