@@ -161,6 +161,9 @@ func full(err error) (what string, is bool) {
 	return "", false
 }
 
+// errMoved says that somebody else's object has got the handle of one of ours.
+var errMoved = errors.New("the TPM was reset, and what was loaded is gone")
+
 // forgotten reports whether the TPM has lost what was loaded, as in a reset.
 func forgotten(err error) bool {
 	return answered(err, gotpm.TPMRCReferenceH0, gotpm.TPMRCReferenceH1, gotpm.TPMRCReferenceH2,

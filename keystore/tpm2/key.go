@@ -193,6 +193,9 @@ func (w *work) loadKey(k *key) (object, parent, error) {
 	if err == nil {
 		return o, p, nil
 	}
+	if answered(err) && w.moved(p.object) {
+		return object{}, parent{}, fmt.Errorf("load the key: %w: %w", errMoved, err)
+	}
 	if _, isFull := full(err); isFull || !answered(err) || forgotten(err) {
 		return object{}, parent{}, fmt.Errorf("load the key: %w", err)
 	}
@@ -312,7 +315,11 @@ func (w *work) useKey(k *key, secret authFunc, f func(gotpm.AuthHandle) error) e
 			return err
 		}
 		defer w.flush(o)
-		return w.command(gotpm.AuthHandle{Handle: o.handle, Name: gotpm.TPM2BName{Buffer: o.name}, Auth: session}, f)
+		err = w.command(gotpm.AuthHandle{Handle: o.handle, Name: gotpm.TPM2BName{Buffer: o.name}, Auth: session}, f)
+		if err != nil && w.moved(o) {
+			err = fmt.Errorf("%w: %w", errMoved, err)
+		}
+		return err
 	})
 	if answered(err, gotpm.TPMRCBadAuth, gotpm.TPMRCAuthFail) && !errors.Is(err, ErrAuth) {
 		return fmt.Errorf("%w: KeyOptions.KeyAuth gives another than the key was made with: %w", ErrAuth, err)

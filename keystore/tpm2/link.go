@@ -135,10 +135,10 @@ func (l *link) sendUntilTaken(ctx context.Context, command []byte) ([]byte, erro
 		if err != nil {
 			return nil, err
 		}
-		switch answerCode(answer) {
+		switch code := answerCode(answer); code {
 		case gotpm.TPMRCRetry, gotpm.TPMRCYielded, gotpm.TPMRCTesting, gotpm.TPMRCNVRate:
-			if sleep(ctx, pause) != nil {
-				return answer, nil // that the TPM is busy tells more
+			if err := sleep(ctx, pause); err != nil {
+				return nil, fmt.Errorf("%w: %w", code, err)
 			}
 		default:
 			return answer, nil

@@ -356,6 +356,10 @@ func TestOwnerAuth(t *testing.T) {
 	s := start(t)
 	require.NoError(t, s.SetOwnerAuth([]byte("owner")))
 	handle := uint32(0x81000100)
+	s.Intercept(func(command []byte, next tpm2test.Send) ([]byte, error) {
+		assert.NotContains(t, string(command), "owner", "it was sent in clear")
+		return next(command)
+	})
 	for name, test := range map[string]struct {
 		auth func(context.Context) ([]byte, error)
 		want error
@@ -416,4 +420,35 @@ func TestKeyAuth(t *testing.T) {
 	require.NoError(t, err)
 	assert.NoError(t, sign(signer))
 	assert.Empty(t, holds(t, s).Sessions)
+}
+
+// TestNewerRecord opens a record of a version that is not known yet.
+func TestNewerRecord(t *testing.T) {
+	s := start(t)
+	records := new(store.Mem)
+	tpm := open(t, s, tpm2.Options{})
+	generate(t, keyStore(t, tpm, records, tpm2.KeyOptions{}))
+	data, err := records.Get(t.Context(), "tpm-esk")
+	require.NoError(t, err)
+	_, payload, err := store.DecodeRecord("tpm-esk", data)
+	require.NoError(t, err)
+	require.NoError(t, records.Put(t.Context(), "tpm-esk", store.EncodeRecord("tpm-esk", 2, payload)))
+	_, err = keyStore(t, tpm, records, tpm2.KeyOptions{}).Signer(t.Context(), keystore.Enrolment)
+	require.ErrorContains(t, err, "newer release")
+	assert.NotErrorIs(t, err, store.ErrDamaged)
+	assert.NotErrorIs(t, err, fs.ErrNotExist)
+}
+
+// TestAnotherFamily opens a TPM that says it is of some other family.
+func TestAnotherFamily(t *testing.T) {
+	s := start(t)
+	s.Intercept(func(command []byte, next tpm2test.Send) ([]byte, error) {
+		answer, err := next(command)
+		if err == nil && isCapability(command, gotpm.TPMCapTPMProperties) {
+			copy(answer[len(answer)-4:], "3.0\x00")
+		}
+		return answer, err
+	})
+	_, err := tpm2.Open(t.Context(), tpm2.Options{Path: s.Path(), OpenWait: -1})
+	require.ErrorIs(t, err, tpm2.ErrNoTPM)
 }

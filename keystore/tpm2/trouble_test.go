@@ -4,6 +4,7 @@ package tpm2_test
 
 import (
 	"context"
+	"crypto"
 	"io/fs"
 	"sync"
 	"testing"
@@ -90,32 +91,75 @@ func TestReloadsOnce(t *testing.T) {
 	assert.Empty(t, holds(t, s).Transient)
 }
 
-// TestForeignObjectAtOurHandle resets the TPM before the key is flushed, and has
-// somebody else's object get its handle.
+// TestForeignObjectAtOurHandle resets the TPM in the middle of a signature, and has
+// somebody else's objects get the handles of ours. The key is not taken for damaged,
+// and none of theirs is flushed.
 func TestForeignObjectAtOurHandle(t *testing.T) {
-	for name, at := range map[string]gotpm.TPMCC{
-		"before the key is loaded": gotpm.TPMCCLoad, "before it signs": gotpm.TPMCCSign,
+	for name, test := range map[string]struct {
+		at      gotpm.TPMCC
+		foreign int
+	}{
+		"nothing, before the key is loaded":            {gotpm.TPMCCLoad, 0},
+		"at the parent's, before the key is loaded":    {gotpm.TPMCCLoad, 1},
+		"at the parent's, before the key signs":        {gotpm.TPMCCSign, 1},
+		"at the key's as well, before the key signs":   {gotpm.TPMCCSign, 2},
+		"at every handle, before the key signs":        {gotpm.TPMCCSign, 3},
+		"at every handle, before the key is loaded":    {gotpm.TPMCCLoad, 3},
+		"at the parent's and the key's, before a load": {gotpm.TPMCCLoad, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t)
-			signer := generate(t, keyStore(t, open(t, s, tpm2.Options{}), new(store.Mem), tpm2.KeyOptions{}))
+			tpm := open(t, s, tpm2.Options{SlotWait: -1})
+			signer := generate(t, keyStore(t, tpm, new(store.Mem), tpm2.KeyOptions{}))
 			var once sync.Once
+			var others *tpm2test.Objects
 			s.Intercept(func(command []byte, next tpm2test.Send) ([]byte, error) {
-				if tpm2test.Command(command) == at {
+				if tpm2test.Command(command) == test.at {
 					once.Do(func() {
 						assert.NoError(t, s.PowerCycle(t.Context()))
-						if at == gotpm.TPMCCSign {
-							fill(t, s, 1) // at 0x80000000, while the key was at 0x80000001
-						}
+						others = fill(t, s, test.foreign)
 					})
 				}
 				return next(command)
 			})
-			require.NoError(t, sign(signer))
+			err := sign(signer)
+			if test.foreign < 2 {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, tpm2.ErrOutOfSlots)
+			}
 			s.Intercept(nil)
+			assert.Len(t, holds(t, s).Transient, test.foreign)
+			require.NoError(t, others.Release())
 			require.NoError(t, sign(signer))
+			assert.Empty(t, holds(t, s).Transient)
 		})
 	}
+}
+
+// TestForeignParent has somebody else load the very parent key that ours are under,
+// as openssl's provider does, and answers get lost. Theirs stays.
+func TestForeignParent(t *testing.T) {
+	s := start(t)
+	template := gotpm.ECCSRKTemplate
+	template.Unique = gotpm.NewTPMUPublicID(gotpm.TPMAlgECC, &gotpm.TPMSECCPoint{})
+	theirs, err := gotpm.CreatePrimary{
+		PrimaryHandle: gotpm.TPMRHOwner, InPublic: gotpm.New2B(template),
+	}.Execute(direct(t, s))
+	require.NoError(t, err)
+	for n := range maxCommands {
+		signer := generate(t, keyStore(t, open(t, s, tpm2.Options{}), new(store.Mem), tpm2.KeyOptions{}))
+		which := s.CutAt(n, tpm2test.LoseAnswer)
+		_ = sign(signer)
+		s.Intercept(nil)
+		require.NoError(t, sign(signer))
+		require.Equal(t, []uint32{uint32(theirs.ObjectHandle)}, holds(t, s).Transient)
+		if which() == 0 {
+			require.Positive(t, n)
+			return
+		}
+	}
+	t.Error("more commands than there can be")
 }
 
 // TestNotReady has the TPM answer for a while that it did not begin, also through the
@@ -349,4 +393,49 @@ func TestAtMostTwoObjects(t *testing.T) {
 			assert.Equal(t, 2, most)
 		})
 	}
+}
+
+// TestWrongDigest has nothing sent to the TPM for what is no digest.
+func TestWrongDigest(t *testing.T) {
+	s := start(t)
+	signer := generate(t, keyStore(t, open(t, s, tpm2.Options{}), new(store.Mem), tpm2.KeyOptions{}))
+	s.Intercept(func([]byte, tpm2test.Send) ([]byte, error) {
+		t.Error("the TPM was asked")
+		return nil, fs.ErrInvalid
+	})
+	for _, n := range []int{0, 20, 31, 33, 64} {
+		_, err := signer.Sign(nil, make([]byte, n), crypto.SHA256)
+		assert.ErrorContains(t, err, "SHA-256 has 32")
+	}
+	_, err := signer.Sign(nil, make([]byte, 48), crypto.SHA384)
+	assert.ErrorContains(t, err, "need SHA-256")
+	_, err = signer.Sign(nil, make([]byte, 32), nil)
+	assert.ErrorContains(t, err, "no options")
+}
+
+// TestGenerateTimesOutAfterwards has the TPM hang when the key is stored already. The
+// error is no context's, which would promise that there is no key.
+func TestGenerateTimesOutAfterwards(t *testing.T) {
+	s := start(t)
+	tpm := open(t, s, tpm2.Options{})
+	records := new(store.Mem)
+	keys := keyStore(t, tpm, records, tpm2.KeyOptions{Handles: map[keystore.Role]uint32{keystore.Enrolment: 0x81000100}})
+	reached, release := hang(s, gotpm.TPMCCEvictControl)
+	t.Cleanup(release)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-reached
+		cancel() // it does not count any more
+		tpm.Close()
+	}()
+	_, err := keys.Generate(ctx, keystore.Enrolment)
+	require.ErrorIs(t, err, tpm2.ErrConnection)
+	assert.NotErrorIs(t, err, context.Canceled)
+	assert.NotErrorIs(t, err, context.DeadlineExceeded)
+	release()
+	s.Intercept(nil)
+	keys = keyStore(t, open(t, s, tpm2.Options{}), records, tpm2.KeyOptions{})
+	signer, err := keys.Signer(t.Context(), keystore.Enrolment)
+	require.NoError(t, err)
+	require.NoError(t, sign(signer))
 }

@@ -37,8 +37,12 @@ func (w *work) Send(command []byte) ([]byte, error) {
 		return nil, err
 	}
 	answer, err := w.tpm.link.sendUntilTaken(ctx, command)
-	w.broken = w.broken || err != nil || forgotten(answerCode(answer))
-	return answer, err
+	if err != nil {
+		w.broken = w.broken || !answered(err)
+		return nil, err
+	}
+	w.broken = w.broken || forgotten(answerCode(answer))
+	return answer, nil
 }
 
 // begin looks at what others have loaded, and flushes what an earlier turn had to
@@ -154,6 +158,18 @@ func (w *work) load(name []byte, command func() (gotpm.TPMHandle, error)) (objec
 	return w.hold(handle, name), nil
 }
 
+// moved reports whether the object is at its handle no more, because the TPM was
+// reset and perhaps somebody else's has got it. A command on it that was refused is
+// not the key's fault then. With a resource manager handles are one's own.
+func (w *work) moved(o object) bool {
+	if w.tpm.link.managed || w.broken || o.name == nil {
+		return false // known already, or it cannot be
+	}
+	name, err := w.nameOf(o.handle)
+	w.broken = w.broken || err == nil && !bytes.Equal(name, o.name)
+	return w.broken
+}
+
 // try runs f, which loads what it needs, again once if the TPM has lost what was
 // loaded, and again for a while if the TPM is full.
 func (w *work) try(f func() error) error {
@@ -163,7 +179,7 @@ func (w *work) try(f func() error) error {
 		err := f()
 		what, isFull := full(err)
 		switch {
-		case (forgotten(err) || errors.Is(err, ErrWrongSignature)) && !reloaded:
+		case (forgotten(err) || errors.Is(err, errMoved) || errors.Is(err, ErrWrongSignature)) && !reloaded:
 			reloaded = true
 			if err := w.reload(); err != nil {
 				return err
@@ -183,7 +199,6 @@ func (w *work) try(f func() error) error {
 // reload prepares for loading everything anew after the TPM has lost its memory.
 func (w *work) reload() error {
 	w.end()
-	clear(w.tpm.saved)
 	w.broken = false
 	return w.begin()
 }
