@@ -2,6 +2,7 @@ package tpm2
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -71,7 +72,13 @@ func (w *work) persist(k *key) error {
 		}
 		w.flush(p.object)
 		defer w.flush(o)
-		return w.evict(o, k.handle)
+		err = w.evict(o, k.handle)
+		if errors.Is(err, ErrHandleUsed) { // by the key itself, if another process was quicker
+			if there, _ := w.isThere(&placed{k.handle, k.name}); there {
+				return nil
+			}
+		}
+		return err
 	})
 }
 

@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"testing"
 
+	gotpm "github.com/google/go-tpm/tpm2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/keystore/tpm2"
+	"github.com/quarklink-go/quarklink/keystore/tpm2/tpm2test"
 	"github.com/quarklink-go/quarklink/store"
 )
 
@@ -159,6 +162,34 @@ func TestRotateToAnotherHandle(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, sign(signer))
 	}
+}
+
+// TestPersistTogether has another process put the key at its handle between our look
+// at it and our own attempt.
+func TestPersistTogether(t *testing.T) {
+	s := start(t)
+	ctx := t.Context()
+	records := new(store.Mem)
+	tpm := open(t, s, tpm2.Options{})
+	keys := keyStore(t, tpm, records, rotations["persistent"])
+	_, err := keys.Generate(ctx, keystore.Device)
+	require.NoError(t, err)
+	require.NoError(t, s.Evict(deviceHandle)) // as if power had been cut before it got there
+	var once sync.Once
+	s.Intercept(func(command []byte, next tpm2test.Send) ([]byte, error) {
+		if tpm2test.Command(command) == gotpm.TPMCCEvictControl {
+			once.Do(func() {
+				_, err := next(command)
+				assert.NoError(t, err)
+			})
+		}
+		return next(command)
+	})
+	signer, err := keyStore(t, tpm, records, rotations["persistent"]).Signer(ctx, keystore.Device)
+	require.NoError(t, err)
+	require.NoError(t, sign(signer))
+	assert.Equal(t, []uint32{deviceHandle}, holds(t, s).Persistent)
+	assert.Empty(t, holds(t, s).Transient)
 }
 
 // TestCutWhileRotating cuts the TPM off, and then has the process go on or start anew.
