@@ -37,7 +37,7 @@ type pki struct {
 	names       []string   // for which server is valid, beside the usual ones
 	issuingRoot *authority // above issuing
 	issuing     *authority // issues device certificates
-	temporary   *authority // issues temporary certificates; in no list of ours
+	temporary   *authority // issues temporary certificates; cacerts does not list it
 	foreign     *authority // nobody's: for forgeries
 
 	foreignServer tls.Certificate // as server, but issued by foreign

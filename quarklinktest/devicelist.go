@@ -18,7 +18,7 @@ const maxBatchFile = 8 << 20
 //
 // It takes that and nothing else: other members, duplicates, anything that
 // quarklink.ParseDeviceID refuses, bytes after the end, and files of more than
-// 8 MiB are errors. An empty list is none.
+// 8 MiB are errors. An empty list is not an error.
 func ParseDevices(r io.Reader) ([]quarklink.DeviceID, error) {
 	limited := &io.LimitedReader{R: r, N: maxBatchFile + 1}
 	ids, err := parseDevices(json.NewDecoder(limited))

@@ -131,7 +131,7 @@ func (s *Server) used(i *issued) error {
 func (s *Server) remember(i *issued) { s.issued[sha256.Sum256(i.cert.Raw)] = i }
 
 // readCSR reads the request of an enrolment (RFC 7030 section 4.2.1), which
-// shows that its sender has the key.
+// proves that its sender has the key.
 func readCSR(q *request) (*x509.CertificateRequest, error) {
 	if kind, _, err := mime.ParseMediaType(q.Header.Get("Content-Type")); err != nil || kind != "application/pkcs10" {
 		return nil, refuse(http.StatusUnsupportedMediaType, "", "need a body of type application/pkcs10")

@@ -25,7 +25,7 @@ const (
 
 // Event is something that happened at a Server. Which fields are set depends on
 // its Kind; the others are zero. Texts that a device sent stand there as they
-// came: whoever shows them escapes them.
+// came: escape them before you show them.
 type Event struct {
 	Seq      uint64             `json:"seq"` // counts from 1
 	Time     time.Time          `json:"time"`

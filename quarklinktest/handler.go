@@ -10,45 +10,6 @@ import (
 	"strconv"
 )
 
-// Call names a call of an instance.
-type Call string
-
-// The calls.
-const (
-	CallCACerts    Call = "cacerts"    // GET  /.well-known/est/cacerts
-	CallTemporary  Call = "temporary"  // POST /.well-known/est/temporary/simpleenroll
-	CallEnrol      Call = "enrol"      // POST /.well-known/est/simpleenroll
-	CallReenrol    Call = "reenrol"    // POST /.well-known/est/simplereenroll
-	CallConnection Call = "connection" // GET  /quarklink/v1/connection
-	CallStatus     Call = "status"     // GET  /quarklink/v1/status
-	CallFirmware   Call = "firmware"   // GET  /quarklink/v1/firmware
-	CallOutcome    Call = "outcome"    // POST /quarklink/v1/firmware/outcome
-)
-
-// CallConnect is not a call but every new connection, before its handshake: see
-// [Server.Fault].
-const CallConnect Call = "connect"
-
-// route says who may make a call, and what answers it.
-type route struct {
-	call         Call
-	pattern      string
-	accepts      proof
-	whileRevoked bool
-	answer       func(*Server, *request) (*answer, error)
-}
-
-var calls = []route{
-	{CallCACerts, "GET /.well-known/est/cacerts", byNothing | byIdentity | byTemporary | byDevice, false, (*Server).answerCACerts},
-	{CallTemporary, "POST /.well-known/est/temporary/simpleenroll", byIdentity, false, (*Server).answerTemporary},
-	{CallEnrol, "POST /.well-known/est/simpleenroll", byTemporary, false, (*Server).answerEnrol},
-	{CallReenrol, "POST /.well-known/est/simplereenroll", byDevice, false, (*Server).answerReenrol},
-	{CallConnection, "GET /quarklink/v1/connection", byTemporary | byDevice, false, (*Server).answerConnection},
-	{CallStatus, "GET /quarklink/v1/status", byIdentity, true, (*Server).answerStatus},
-	{CallFirmware, "GET /quarklink/v1/firmware", byIdentity, false, (*Server).answerFirmware},
-	{CallOutcome, "POST /quarklink/v1/firmware/outcome", byIdentity, false, (*Server).answerOutcome},
-}
-
 // request is a call that is being answered.
 type request struct {
 	*http.Request

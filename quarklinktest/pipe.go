@@ -1,12 +1,32 @@
 package quarklinktest
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"time"
+
+	"github.com/quarklink-go/quarklink/transport"
 )
+
+// Carrier returns a way to the Server that uses no socket: each stream that it
+// dials is one end of a [Pipe]. It is a plain carrier, over which quarklink runs
+// TLS. Dialling a Server that is closed is net.ErrClosed.
+func (s *Server) Carrier() transport.Transport {
+	return transport.Func(func(ctx context.Context) (net.Conn, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		device, instance := Pipe()
+		if !s.serve(instance) {
+			return nil, fmt.Errorf("quarklinktest: dial: %w", net.ErrClosed)
+		}
+		return device, nil
+	})
+}
 
 // pipeBuffer is how many bytes may be under way in each direction.
 const pipeBuffer = 64 << 10
@@ -16,8 +36,8 @@ const pipeBuffer = 64 << 10
 //
 // Unlike net.Pipe it has a buffer, of 64 KiB in each direction, and ends as a
 // TCP connection does: after one end is closed the other reads what was sent
-// before, then io.EOF, and its writes fail with io.ErrClosedPipe. What an end
-// does after it was closed itself is net.ErrClosed. A deadline that passes is
+// before, then io.EOF, and its writes fail with io.ErrClosedPipe. A call on an end
+// that is closed itself fails with net.ErrClosed. A deadline that passes is
 // os.ErrDeadlineExceeded. Errors other than io.EOF come in a *net.OpError. Each
 // end also has CloseWrite() error, which closes one direction.
 //

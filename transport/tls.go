@@ -54,7 +54,7 @@ type TLS struct {
 	Time func() time.Time
 }
 
-// As returns a Transport that shows id to the peer, whether or not the peer's
+// As returns a Transport that presents id to the peer, whether or not the peer's
 // list of acceptable issuers names the issuer of id.
 func (t TLS) As(id *tls.Certificate) Transport {
 	sessions := tls.NewLRUClientSessionCache(1) // there is one server

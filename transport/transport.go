@@ -30,9 +30,9 @@ type Transport interface {
 // inside, or by [TLS].
 type Authenticator interface {
 	Transport
-	// As returns a Transport to the same peer that shows id as its client
+	// As returns a Transport to the same peer that presents id as its client
 	// certificate. Its PrivateKey is the crypto.Signer that the key store
-	// returned. A nil id shows none. The receiver is not changed.
+	// returned. A nil id presents none. The receiver is not changed.
 	As(id *tls.Certificate) Transport
 }
 

@@ -24,7 +24,7 @@ type conn struct {
 	answer *bufio.Reader // reads from the conn itself
 	once   sync.Once     // of close
 
-	// What the exchange alone uses, and whoever reads its body.
+	// Only the exchange, and the reader of its body, uses these.
 	header int64      // how much may still be read before the header must have ended
 	ended  error      // how reading from raw ended, for good
 	broken error      // the same, once more was wanted than had come
@@ -151,7 +151,7 @@ func (c *conn) readHeader(req *http.Request) (*http.Response, error) {
 		case resp.StatusCode < 100 || resp.ProtoMajor != 1:
 			return nil, fmt.Errorf("%w: %s %d", ErrMalformed, resp.Proto, resp.StatusCode)
 		case !isHeader(resp.Header):
-			return nil, fmt.Errorf("%w: a header field that is none", ErrMalformed)
+			return nil, fmt.Errorf("%w: a header field that is not valid", ErrMalformed)
 		case len(resp.Header.Get("Location")) > maxLocation:
 			return nil, fmt.Errorf("%w: a Location of %d bytes", ErrMalformed, len(resp.Header.Get("Location")))
 		case resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols:

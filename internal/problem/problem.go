@@ -72,7 +72,7 @@ type Error struct {
 	Challenge bool
 }
 
-// Name returns the name of an instance's problem type. Of another type it is the
+// Name returns the name of an instance's problem type. For another type it is the
 // Type itself, unless that could be mistaken for a name: then "".
 func (e *Error) Name() string {
 	name, ours := strings.CutPrefix(e.Type, Prefix)

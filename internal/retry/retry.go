@@ -101,7 +101,7 @@ func (s *schedule) NextBackOff() time.Duration {
 // is simply repeated, and after what delay at the earliest (0 if the server
 // named none).
 //
-//   - The caller's context has ended: final. A time-out of the network itself
+//   - The caller's context has ended: final. A timeout of the network itself
 //     also claims to be context.DeadlineExceeded, but is not: another try.
 //   - An HTTP status ([problem.Error]): 202, 408, 425, 429, 500, 502, 503 and
 //     504 are worth another try, all others are final. That the device is
@@ -142,7 +142,7 @@ func transient(status int) bool {
 }
 
 // contextEnded finds the errors of package context in the tree of err, by
-// identity for the deadline: a dial time-out of package net has an Is method
+// identity for the deadline: a dial timeout of package net has an Is method
 // that says it is context.DeadlineExceeded, and is worth another try.
 func contextEnded(err error) bool {
 	return errors.Is(err, context.Canceled) || contains(err, context.DeadlineExceeded)
