@@ -143,21 +143,16 @@ func newTeller(tell func(Event)) *teller {
 
 func (t *teller) run() {
 	defer close(t.done)
-	for range t.change {
-		for {
-			t.mu.Lock()
-			queue, ended := t.queue, t.ended
-			t.queue = nil
-			t.mu.Unlock()
-			for _, e := range queue {
-				t.tell(e)
-			}
-			if len(queue) == 0 && ended {
-				return
-			}
-			if len(queue) == 0 {
-				break
-			}
+	for range t.change { // which says so of each addition after it was made
+		t.mu.Lock()
+		queue, ended := t.queue, t.ended
+		t.queue = nil
+		t.mu.Unlock()
+		for _, e := range queue {
+			t.tell(e)
+		}
+		if ended { // and nothing is added after the end
+			return
 		}
 	}
 }

@@ -27,7 +27,7 @@ import (
 // The calls of an instance, and what a device does that makes each.
 var (
 	onStatus  = []quarklinktest.Call{quarklinktest.CallStatus}
-	onEnrol   = []quarklinktest.Call{quarklinktest.CallTemporary, quarklinktest.CallEnrol}
+	onEnrol   = []quarklinktest.Call{quarklinktest.CallTemporary, quarklinktest.CallEnrol, quarklinktest.CallReenrol}
 	onCACerts = []quarklinktest.Call{quarklinktest.CallCACerts}
 	onEST     = slices.Concat(onEnrol, onCACerts)
 	onConnect = []quarklinktest.Call{quarklinktest.CallConnection}
@@ -387,11 +387,17 @@ type patient struct {
 	log    bytes.Buffer
 }
 
-func newPatient(t *testing.T) *patient {
+// newPatient is a device that is where it makes the call: enrolled, if that is to
+// renew.
+func newPatient(t *testing.T, call quarklinktest.Call) *patient {
 	p := &patient{store: new(store.Mem), slot: newSlot(t, 1<<20)}
 	p.server = newServer(t, quarklinktest.Options{InMemory: true})
 	p.client = newClient(t, p.store, at(p.server), func(cfg *quarklink.Config) { cfg.Logger = slog.New(slog.NewTextHandler(&p.log, nil)) })
 	member(t, p.server, p.client, asIs([]byte("image")))
+	if call == quarklinktest.CallReenrol {
+		_, err := p.client.Enrol(t.Context())
+		require.NoError(t, err)
+	}
 	return p
 }
 
@@ -403,6 +409,8 @@ func (p *patient) make(ctx context.Context, call quarklinktest.Call) error {
 		_, err = p.client.Status(ctx)
 	case quarklinktest.CallFirmware, quarklinktest.CallOutcome:
 		_, err = p.client.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: p.slot, Verifier: anything})
+	case quarklinktest.CallReenrol:
+		_, err = p.client.Renew(ctx, quarklink.RenewOptions{})
 	default:
 		_, err = p.client.Enrol(ctx)
 	}
@@ -423,7 +431,8 @@ func (p *patient) stored(t *testing.T, but string) map[string]string {
 
 func (m malformed) test(t *testing.T, call quarklinktest.Call) {
 	defer lateEnd()
-	p := newPatient(t)
+	p := newPatient(t, call)
+	present, none := p.client.Enrolment()
 	// A plain refusal brings the device to where it would store the answer.
 	refuse := quarklinktest.Refuse(400, "", 0)
 	if call != quarklinktest.CallOutcome {
@@ -453,8 +462,9 @@ func (m malformed) test(t *testing.T, call quarklinktest.Call) {
 		m.check(t, err, want)
 		assert.Zero(t, p.slot.active, "bytes activated")
 	}
-	_, err = p.client.Enrolment()
-	require.ErrorIs(t, err, quarklink.ErrNoEnrolment)
+	e, err := p.client.Enrolment()
+	assert.Equal(t, none, err)
+	assert.Equal(t, present, e)
 
 	if call != quarklinktest.CallOutcome && m.verdict != badImage { // those are over
 		p.server.ClearFaults()
@@ -502,7 +512,7 @@ func (m malformed) fault(text string) quarklinktest.Fault {
 func TestMalformedRedirectLoop(t *testing.T) {
 	for _, call := range onAll {
 		t.Run(string(call), func(t *testing.T) {
-			p := newPatient(t)
+			p := newPatient(t, call)
 			again := quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
 			}))

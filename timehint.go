@@ -28,7 +28,9 @@ const hintEvery = 24 * time.Hour
 // The hint is older than now, by the time that has passed since the answer. Run
 // stores it, at most daily, so that after a restart it is older by up to a day
 // more; a program without Run keeps it itself. It fails no check: the application
-// decides whether to adopt it.
+// decides whether to adopt it. Config.Now may call TimeHint and do so at once: the
+// certificates that an enrolment brings are then checked against the time that its
+// own answers told.
 func (c *Client) TimeHint() (hint time.Time, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

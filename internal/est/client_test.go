@@ -95,7 +95,8 @@ func (ca ca) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.Method + " " + r.URL.Path {
 	case "GET /.well-known/est/cacerts":
 		der = certsOnly(ca.t, ca.root.Certificate)
-	case "POST /.well-known/est/simpleenroll", "POST /.well-known/est/temporary/simpleenroll":
+	case "POST /.well-known/est/simpleenroll", "POST /.well-known/est/temporary/simpleenroll",
+		"POST /.well-known/est/simplereenroll", "POST /.well-known/est/temporary/simplereenroll":
 		cert, err := ca.certify(r.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
