@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -108,6 +110,8 @@ func (r *running) tool() *uart.Tool {
 		RootCA:   r.at.Root.Raw,
 		SSID:     wifi.SSID,
 		Password: uart.Secret(wifi.Password),
+		Instance: transport.TCP(net.JoinHostPort(r.at.Endpoint, strconv.Itoa(int(r.at.Port)))),
+		Random:   rand.Reader,
 	}
 }
 

@@ -5,6 +5,7 @@
 // protocols, certificates and signatures are real.
 //
 //	go run ./examples/quickstart
+//	go run ./examples/quickstart -cable
 //	go run ./examples/quickstart -image app.bin -trust 3fa9…c1 -chip esp32c3
 //	go run ./examples/quickstart -instance https://127.0.0.1:6000 -root root.pem
 //
@@ -13,6 +14,8 @@
 // With -state DIR the device keeps its state, and a second run finds it enrolled.
 // With -keystore atecc608 or esp32ds its keys are in a model of that chip, with
 // -keystore tpm2 in a TPM 2.0: swtpm, which has to be installed.
+// With -cable the device has no network: all of it goes through the serial line,
+// TLS end to end, by way of the provisioning tool.
 // With -tamper the image is changed after it was signed: the device refuses it,
 // and the command fails.
 //
@@ -38,7 +41,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/esp/secureboot"
 	"github.com/quarklink-go/quarklink/esp/secureboot/sbecdsa"
-	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/transport/uart"
 )
 
 func main() {
@@ -89,6 +92,8 @@ type play struct {
 	tpm      chipTPM
 	instance instance
 	device   *quarklink.Client
+	line     *cable       // of -cable
+	tunnel   *uart.Tunnel // through it
 }
 
 // live runs the life of the device.
@@ -144,6 +149,10 @@ func (p *play) run(ctx context.Context) error {
 		return err
 	}
 	defer p.instance.close()
+	if p.cable {
+		p.useCable(ctx)
+		defer p.line.unplug()
+	}
 	if err := p.powerUp(ctx, false); err != nil {
 		return err
 	}
@@ -155,6 +164,9 @@ func (p *play) run(ctx context.Context) error {
 		if p.screen.err != nil {
 			return fmt.Errorf("print what happens: %w", p.screen.err)
 		}
+	}
+	if p.line != nil {
+		p.leaveCable()
 	}
 	return nil
 }
@@ -174,7 +186,7 @@ func (p *play) powerUp(ctx context.Context, restart bool) error {
 		KeyStore:        keys,
 		RequireIdentity: restart,
 		Store:           p.files.records,
-		Transport:       p.instance.carrier(),
+		Transport:       p.carrier(),
 		Firmware:        quarklink.FirmwareInfo{Chip: p.kind.String(), SHA256: running},
 	})
 	if err != nil {
@@ -201,14 +213,12 @@ func (p *play) provision(ctx context.Context) error {
 		p.say("UART", "nothing to ask: Wi-Fi %q and instance %s:%d are stored", network.SSID, i.Endpoint, i.Port)
 		return err
 	}
-	device, host := quarklinktest.Pipe()
-	tool := p.instance.tool()
-	ctx, cancel := context.WithCancel(ctx)
-	served := make(chan struct{})
-	go func() { tool.Serve(ctx, host); close(served) }()
-	defer func() { cancel(); <-served; device.Close(); host.Close() }()
-
-	network, err := p.device.Provision(ctx, device, quarklink.ProvisionOptions{})
+	line := p.line
+	if line == nil {
+		line = p.plugIn(ctx)
+		defer line.unplug()
+	}
+	network, err := p.device.Provision(ctx, line.device, quarklink.ProvisionOptions{})
 	if err != nil {
 		return err
 	}

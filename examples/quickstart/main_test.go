@@ -95,6 +95,9 @@ func TestQuickstart(t *testing.T) {
 			"started swtpm", "blank, so asked", "certificate of", "code 11", "code 10", "summary"}, nil},
 		{"keys in the same TPM again", []string{"-keystore", "tpm2", "-state", tpmState}, []string{
 			"started swtpm", "nothing to ask", "already enrolled", "summary"}, nil},
+		{"through the cable alone", []string{"-cable"}, []string{
+			"blank, so asked", "certificate of", "code 11", "100 %", "code 10", "TLS handshakes: 4",
+			"all of it went through the cable: 4 streams"}, nil},
 		{"a key that is not trusted", []string{"-image", img, "-trust", rsa2, "-chip", "esp32c3"}, []string{
 			"code 11", "refused"}, quarklink.ErrWrongSignature},
 		{"another chip", []string{"-image", img, "-trust", rsa1, "-chip", "esp32s3"}, []string{

@@ -24,6 +24,7 @@ type options struct {
 	trust  string
 	chip   string
 	tamper bool
+	cable  bool
 
 	state    string
 	keyStore string
@@ -53,6 +54,8 @@ func (o *options) flagSet() *flag.FlagSet {
 	f.StringVar(&o.trust, "trust", "", "`digest` of the signing key that the device trusts, 64 hexadecimal digits")
 	f.StringVar(&o.chip, "chip", "", "the device's `chip`, never taken from the image (default esp32c3)")
 	f.BoolVar(&o.tamper, "tamper", false, "change one bit of the image after it was signed")
+
+	f.BoolVar(&o.cable, "cable", false, "the device has no network: everything goes through its serial line")
 
 	f.StringVar(&o.state, "state", "", "keep the state of the device and of its instance in this `directory`")
 	f.StringVar(&o.keyStore, "keystore", "software", "where the keys are: software, tpm2 (runs swtpm), or a model of atecc608 or esp32ds")
