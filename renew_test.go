@@ -1,6 +1,8 @@
 package quarklink_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -376,28 +378,40 @@ func TestAllowedAgainPowerCut(t *testing.T) {
 	})
 }
 
-// TestRenewAtSpreads: devices whose certificates of 30 days were issued together
-// spread over a third of the lifetime, around two thirds of it. See also
-// TestFleetOfAYear.
+// TestRenewAtSpreads: devices whose certificates were issued together spread over
+// a third of the lifetime, around two thirds of it. Their DeviceIDs are fixed, so
+// that the outcome is the same each time. See also TestFleetOfAYear.
 func TestRenewAtSpreads(t *testing.T) {
-	server := newServer(t, quarklinktest.Options{InMemory: true})
-	require.NoError(t, server.AddBatch(quarklinktest.Batch{Name: "b", Policy: quarklinktest.Policy{Lifetime: month}}))
+	issued := newCalendar().now
+	const devices = 10_000
+	days := map[int]int{}
 	sum := 0.0
-	const devices = 200
-	for range devices {
-		c, err := server.NewDevice(t.Context(), "b")
-		require.NoError(t, err)
-		e, err := c.Enrol(t.Context())
-		require.NoError(t, err)
-		share := float64(e.RenewAt.Sub(e.Certificate.NotBefore)) / float64(e.Certificate.NotAfter.Sub(e.Certificate.NotBefore))
-		assert.InDelta(t, 2.0/3, share, 1.0/6)
+	for i := range devices {
+		digest := sha256.Sum256(fmt.Append(nil, "device ", i))
+		at := quarklink.RenewAt(quarklink.DeviceID(hex.EncodeToString(digest[:])), issued, issued.Add(month))
+		share := float64(at.Sub(issued)) / float64(month)
+		require.InDelta(t, 2.0/3, share, 1.0/6)
+		days[int(share*30)]++
 		sum += share
-		again, err := c.Enrolment()
-		require.NoError(t, err)
-		assert.Equal(t, e.RenewAt, again.RenewAt, "it is the same each time")
-		require.NoError(t, c.Close())
 	}
-	assert.InDelta(t, 2.0/3, sum/devices, 0.02)
+	assert.InDelta(t, 2.0/3, sum/devices, 0.002)
+	require.Len(t, days, 10, "days with renewals: a third of thirty")
+	for day, n := range days {
+		assert.InDelta(t, devices/10, n, devices/100, "renewals on day %d", day)
+	}
+}
+
+// TestRenewAtOfAnEnrolment: RenewAt of an Enrolment is the function that
+// TestRenewAtSpreads measures, of this device and this certificate.
+func TestRenewAtOfAnEnrolment(t *testing.T) {
+	_, _, c := newRenewal(t, new(store.Mem))
+	e, err := c.Enrolment()
+	require.NoError(t, err)
+	want := quarklink.RenewAt(c.DeviceID(), e.Certificate.NotBefore, e.Certificate.NotAfter)
+	assert.Equal(t, want, e.RenewAt)
+	again, err := c.Enrolment()
+	require.NoError(t, err)
+	assert.Equal(t, want, again.RenewAt, "it is the same each time")
 }
 
 func TestRenewShareIsChecked(t *testing.T) {
