@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -121,3 +122,16 @@ type distrust struct{ reason error }
 
 func (r distrust) Dial(context.Context) (net.Conn, error)  { return nil, r.reason }
 func (r distrust) As(*tls.Certificate) transport.Transport { return r }
+
+func TestClock(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{})
+	now := time.Unix(0, 0)
+	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Now = func() time.Time { return now } })
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Status(t.Context()); !errors.Is(err, quarklink.ErrClock) || !errors.Is(err, quarklink.ErrCommunication) {
+		t.Errorf("in 1970: %v", err)
+	}
+	now = time.Now()
+	_, err := c.Status(t.Context())
+	assert.NoError(t, err, "once the clock is set")
+}

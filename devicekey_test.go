@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"io/fs"
 	"log/slog"
 	"testing"
 
@@ -153,4 +154,52 @@ func TestDamagedDeviceKeyStays(t *testing.T) {
 	_, err := c.Enrol(t.Context())
 	require.ErrorIs(t, err, quarklink.ErrStorage)
 	assert.ErrorContains(t, err, "cannot replace")
+}
+
+// TestLostDeviceKey: an enrolment without its key is none, and Enrol makes
+// another.
+func TestLostDeviceKey(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := new(store.Mem)
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	ctx := t.Context()
+	first, err := c.Enrol(ctx)
+	require.NoError(t, err)
+	require.NoError(t, st.Delete(ctx, "key-dsk"))
+	again := newClient(t, st, at(server))
+	_, err = again.HubTLSConfig(ctx)
+	assert.ErrorIs(t, err, fs.ErrNotExist, "HubTLSConfig without the device key")
+	if s, err := again.Status(ctx); err != nil || !s.NeedsEnrolment() {
+		t.Errorf("status without the device key: %+v, %v", s, err)
+	}
+	second, err := again.Enrol(ctx)
+	require.NoError(t, err)
+	if second.Certificate.Equal(first.Certificate) {
+		t.Error("the certificate is still over the old key")
+	}
+	if s, err := again.Status(ctx); err != nil || s.NeedsEnrolment() {
+		t.Errorf("status after another enrolment: %+v, %v", s, err)
+	}
+
+	// Another key in its place: the certificate is not over it.
+	other := newKeys(t, new(store.Mem))
+	_, err = other.Generate(ctx, keystore.Device)
+	require.NoError(t, err)
+	swapped := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.KeyStore = mixedKeys{cfg.KeyStore, other} })
+	_, err = swapped.HubTLSConfig(ctx)
+	assert.ErrorIs(t, err, quarklink.ErrGeneral, "HubTLSConfig with another device key")
+	if s, err := swapped.Status(ctx); err != nil || !s.NeedsEnrolment() {
+		t.Errorf("status with another device key: %+v, %v", s, err)
+	}
+}
+
+// mixedKeys takes its keys from two stores.
+type mixedKeys struct{ enrolment, device keystore.KeyStore }
+
+func (m mixedKeys) Signer(ctx context.Context, role keystore.Role) (crypto.Signer, error) {
+	if role == keystore.Device {
+		return m.device.Signer(ctx, role)
+	}
+	return m.enrolment.Signer(ctx, role)
 }

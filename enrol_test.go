@@ -4,20 +4,16 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/big"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -28,41 +24,6 @@ import (
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
 )
-
-// answer202 has the instance put off its decision, for an hour. What it is asked
-// goes to the function, if there is one.
-func answer202(asked func(body string)) quarklinktest.Fault {
-	return answerWith(http.StatusAccepted, "", asked)
-}
-
-func badCSR(asked func(body string)) quarklinktest.Fault {
-	return answerWith(http.StatusBadRequest, `{"type":"urn:quarklink:error:bad-csr"}`, asked)
-}
-
-func answerWith(status int, problem string, asked func(body string)) quarklinktest.Fault {
-	return quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err == nil && asked != nil {
-			asked(string(body))
-		}
-		w.Header().Set("Retry-After", "3600")
-		w.Header().Set("Content-Type", "application/problem+json")
-		w.WriteHeader(status)
-		io.WriteString(w, problem)
-	}))
-}
-
-// bodies collects what an instance is asked.
-type bodies struct {
-	mu  sync.Mutex
-	all []string
-}
-
-func (b *bodies) add(body string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.all = append(b.all, body)
-}
 
 // writeCounter counts what is written.
 type writeCounter struct {
@@ -78,18 +39,6 @@ func (s *writeCounter) Put(ctx context.Context, name string, data []byte) error 
 func (s *writeCounter) Delete(ctx context.Context, name string) error {
 	s.writes = append(s.writes, name)
 	return s.Mem.Delete(ctx, name)
-}
-
-// payload is what a record says.
-func payload(t *testing.T, st store.Store, name string) map[string]any {
-	t.Helper()
-	data, err := st.Get(t.Context(), name)
-	require.NoError(t, err)
-	_, text, err := store.DecodeRecord(name, data)
-	require.NoError(t, err)
-	var members map[string]any
-	require.NoError(t, json.Unmarshal(text, &members))
-	return members
 }
 
 // two instances behind one transport: each is at the endpoint that it is asked
@@ -500,31 +449,6 @@ func TestDoubtfulWrite(t *testing.T) {
 	assert.Equal(t, 2, st.writes)
 	require.NoError(t, c.SetInstance(t.Context(), i))
 	assert.Equal(t, 2, st.writes)
-}
-
-// newHub has the instance name another hub from now on.
-func newHub(server *quarklinktest.Server, root *x509.Certificate) {
-	server.Fault(quarklinktest.CallConnection, quarklinktest.Answer(http.HandlerFunc(
-		func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
-			fmt.Fprintf(w, `{"type":"iot_hub","endpoint":"new.example","port":8883,"rootCA":"%s"}`, pemOf(root))
-		})))
-}
-
-// shown is the certificate that the device presents to its hub.
-func shown(t *testing.T, c *quarklink.Client) *x509.Certificate {
-	t.Helper()
-	cfg, err := c.HubTLSConfig(t.Context())
-	require.NoError(t, err)
-	cfg.InsecureSkipVerify = true // this hub has no certificate of its own
-	device, hub := net.Pipe()
-	defer device.Close()
-	defer hub.Close()
-	go tls.Client(device, cfg).HandshakeContext(t.Context())
-	server := tls.Server(hub, &tls.Config{
-		Certificates: []tls.Certificate{newHubCertificate(t)}, ClientAuth: tls.RequireAnyClientCert})
-	require.NoError(t, server.HandshakeContext(t.Context()))
-	return server.ConnectionState().PeerCertificates[0]
 }
 
 // TestConnectionFails: if a re-enrolment cannot learn where to connect, the old

@@ -1,6 +1,7 @@
 package quarklink_test
 
 import (
+	"bufio"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -30,6 +31,7 @@ import (
 	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/store"
 )
 
 // loopbackCertificate makes a self-signed certificate for the names of loopback.
@@ -519,4 +521,92 @@ func TestHubRejectsLate(t *testing.T) {
 	assert.Equal(t, "remote error", alert.Op)
 	assert.ErrorContains(t, alert, "unknown certificate authority")
 	assert.Empty(t, l.seen)
+}
+
+// newHubCertificate makes a self-signed certificate for hub.test.
+func newHubCertificate(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "hub"}, DNSNames: []string{"hub.test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	require.NoError(t, err)
+	leaf, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// TestHub connects with the device certificate to a TLS server of Go's and to
+// one of openssl's, which insists on a certificate of the issuing authority.
+func TestHub(t *testing.T) {
+	hub := newHubCertificate(t)
+	server := newServer(t, quarklinktest.Options{})
+	c := newClient(t, new(store.Mem), at(server))
+	member(t, server, c, quarklinktest.Batch{Policy: quarklinktest.Policy{
+		Hub: &quarklink.Hub{Endpoint: "hub.test", Port: 8883, Roots: []*x509.Certificate{hub.Leaf}}}})
+	_, err := c.HubTLSConfig(t.Context())
+	assert.ErrorIs(t, err, quarklink.ErrNoEnrolment, "HubTLSConfig before enrolment")
+	_, err = c.Enrol(t.Context())
+	require.NoError(t, err)
+	cfg, err := c.HubTLSConfig(t.Context())
+	require.NoError(t, err)
+	t.Run("Go", func(t *testing.T) {
+		roots := x509.NewCertPool()
+		issuing := server.IssuingCertificates()
+		roots.AddCert(issuing[len(issuing)-1])
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{hub}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots})
+		require.NoError(t, err)
+		defer l.Close()
+		go func() {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			s := conn.(*tls.Conn)
+			if s.Handshake() == nil {
+				fmt.Fprintln(conn, s.ConnectionState().PeerCertificates[0].Subject.CommonName)
+			}
+		}()
+		conn, err := tls.Dial("tcp", l.Addr().String(), cfg)
+		require.NoError(t, err)
+		defer conn.Close()
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.TrimSpace(line) != string(c.DeviceID()) {
+			t.Errorf("the hub sees %q, %v", line, err)
+		}
+	})
+	for _, version := range []string{"-tls1_3", "-tls1_2"} {
+		t.Run("openssl"+version, func(t *testing.T) {
+			addr := counterpart.SServer(t, hub, server.IssuingCertificates(), version)
+			conn, err := tls.Dial("tcp", addr, cfg)
+			require.NoError(t, err)
+			defer conn.Close()
+			fmt.Fprint(conn, "quark\n")
+			if line, err := bufio.NewReader(conn).ReadString('\n'); line != "krauq\n" {
+				t.Errorf("openssl s_server -rev answered %q, %v", line, err)
+			}
+		})
+	}
+}
+
+// TestHubDuringUpdate: connecting to the hub does not wait for a download.
+func TestHubDuringUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, asIs([]byte("image")))
+		_, err := c.Enrol(t.Context())
+		require.NoError(t, err)
+		server.Fault(quarklinktest.CallFirmware, quarklinktest.Delay(time.Minute))
+		done := make(chan error)
+		go func() {
+			_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+			done <- err
+		}()
+		synctest.Wait()
+		start := time.Now()
+		if _, err := c.HubTLSConfig(t.Context()); err != nil || time.Since(start) > 0 {
+			t.Errorf("HubTLSConfig: %v after %v", err, time.Since(start))
+		}
+		assert.NoError(t, <-done)
+	})
 }

@@ -3,20 +3,30 @@ package quarklink_test
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/internal/counterpart"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
+	"github.com/quarklink-go/quarklink/transport"
 )
 
 // A volume that is not mounted is not a blank device: nothing is made, nothing
@@ -213,14 +223,6 @@ func TestStoreThatDoesNotAnswer(t *testing.T) {
 	})
 }
 
-// privateDir makes a folder that nobody else can write, whatever the umask.
-func privateDir(t *testing.T) string {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "state")
-	require.NoError(t, os.Mkdir(dir, 0o700))
-	return dir
-}
-
 // Records that others could have put there are not believed, and no key is made
 // beside them.
 func TestFolderThatOthersCanWrite(t *testing.T) {
@@ -237,4 +239,124 @@ func TestFolderThatOthersCanWrite(t *testing.T) {
 		require.NoError(t, os.Chmod(string(st), 0o700))
 	}
 	assert.Equal(t, id, newClient(t, store.Dir(dir)).DeviceID())
+}
+
+// TestKeys: what New and Enrol make of key stores that cannot do everything.
+func TestKeys(t *testing.T) {
+	ctx := t.Context()
+	_, err := quarklink.New(ctx, quarklink.Config{})
+	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "no key store")
+	_, err = quarklink.New(ctx, quarklink.Config{KeyStore: noKeys{}})
+	assert.ErrorIs(t, err, fs.ErrNotExist, "a store without keys that makes none")
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	require.NoError(t, server.AddBatch(quarklinktest.Batch{Name: "batch"}))
+	for name, signer := range map[string]crypto.Signer{"RSA": key, "RSA that makes PSS only": pssOnly{key}} {
+		t.Run(name, func(t *testing.T) {
+			c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.KeyStore = keystore.Static(signer) })
+			require.NoError(t, server.AddDevices("batch", c.DeviceID()))
+			_, err := c.Enrol(ctx)
+			assert.NoError(t, err)
+		})
+	}
+}
+
+type noKeys struct{}
+
+func (noKeys) Signer(context.Context, keystore.Role) (crypto.Signer, error) {
+	return nil, fs.ErrNotExist
+}
+
+// pssOnly is a signer that a chip might be: it makes RSA-PSS with SHA-256.
+type pssOnly struct{ *rsa.PrivateKey }
+
+func (pssOnly) SignatureSchemes() []uint16 { return []uint16{0x0804} }
+
+func (k pssOnly) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if _, ok := opts.(*rsa.PSSOptions); !ok || opts.HashFunc() != crypto.SHA256 {
+		return nil, errors.New("this chip makes RSA-PSS with SHA-256 only")
+	}
+	return k.PrivateKey.Sign(r, digest, opts)
+}
+
+// TestDeviceIDWithOpenSSL compares with what openssl makes of the stored key.
+func TestDeviceIDWithOpenSSL(t *testing.T) {
+	openssl := counterpart.Program(t, "openssl")
+	dir := privateDir(t)
+	c := newClient(t, store.Dir(dir))
+	pass := filepath.Join(t.TempDir(), "secret")
+	b, _ := secret(t.Context())
+	require.NoError(t, os.WriteFile(pass, b, 0o600))
+	public := exec.CommandContext(t.Context(), openssl, "pkey", "-in", filepath.Join(dir, "key-esk"), "-passin", "file:"+pass, "-pubout", "-outform", "DER")
+	der, err := public.Output()
+	require.NoError(t, err)
+	sum := exec.CommandContext(t.Context(), openssl, "dgst", "-sha256", "-r")
+	sum.Stdin = strings.NewReader(string(der))
+	line, err := sum.Output()
+	require.NoError(t, err)
+	if got, _, _ := strings.Cut(string(line), " "); got != string(c.DeviceID()) {
+		t.Errorf("openssl says %s, the DeviceID is %s", got, c.DeviceID())
+	}
+}
+
+var errChip = errors.New("the chip does not answer")
+
+// brokenSigner signs a few times, then no more.
+type brokenSigner struct {
+	crypto.Signer
+	left *int
+}
+
+func (s brokenSigner) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if *s.left--; *s.left < 0 {
+		return nil, errChip
+	}
+	return s.Signer.Sign(r, digest, opts)
+}
+
+// TestBrokenSigner: a key that does not sign is not a network that fails.
+func TestBrokenSigner(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	for signatures := range 5 {
+		left := signatures
+		_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
+			cfg.KeyStore = keystore.Static(brokenSigner{key, &left})
+		})
+		_, err := c.Enrol(t.Context())
+		if !errors.Is(err, errChip) || errors.Is(err, quarklink.ErrCommunication) {
+			t.Errorf("a key that makes %d signatures: %v", signatures, err)
+		}
+	}
+	for _, keys := range []keystore.KeyStore{keystore.Static(nil), nilKeys{}} {
+		if _, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys}); err == nil {
+			t.Error("New with no key at all")
+		}
+	}
+	_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
+		cfg.Transport = transport.Func(func(context.Context) (net.Conn, error) { return nil, nil })
+	})
+	if _, err := c.Status(t.Context()); err == nil {
+		t.Error("a status over no stream at all")
+	}
+}
+
+// nilKeys has no keys, and makes none either.
+type nilKeys struct{ noKeys }
+
+func (nilKeys) Generate(context.Context, keystore.Role) (crypto.Signer, error) { return nil, nil }
+
+func TestParseDeviceID(t *testing.T) {
+	good := strings.Repeat("0123456789abcdef", 4)
+	if id, err := quarklink.ParseDeviceID(good); err != nil || string(id) != good {
+		t.Errorf("good DeviceID: %q, %v", id, err)
+	}
+	for _, bad := range []string{
+		"", good[1:], good + "0", strings.ToUpper(good), " " + good[1:], good[:63] + "\n", good[:63] + "g", good[:62] + "é",
+	} {
+		if id, err := quarklink.ParseDeviceID(bad); !errors.Is(err, quarklink.ErrInvalidParameter) || id != "" {
+			t.Errorf("ParseDeviceID(%q) = %q, %v", bad, id, err)
+		}
+	}
 }

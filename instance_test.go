@@ -2,8 +2,11 @@ package quarklink_test
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -13,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
 	"github.com/quarklink-go/quarklink/transport"
@@ -171,4 +175,32 @@ func TestRecordsOfAnOlderLibrary(t *testing.T) {
 	assert.Equal(t, uint16(6001), i.Port)
 	assert.Equal(t, "instance root", i.Root.Subject.CommonName)
 	assert.Empty(t, i.Roots)
+}
+
+func TestBadInstances(t *testing.T) {
+	root := newRoot(t, "root")
+	c := newClient(t, new(store.Mem))
+	for _, i := range []quarklink.Instance{
+		{}, {Endpoint: "x"}, {Root: root}, {Endpoint: "a b", Root: root}, {Endpoint: "host/path", Root: root},
+		{Endpoint: "..", Root: root}, {Endpoint: "-x", Root: root}, {Endpoint: "a;b", Root: root}, {Endpoint: "exämple.com", Root: root},
+		{Endpoint: "fe80::1%eth0", Root: root}, {Endpoint: "host", Root: new(x509.Certificate)},
+		{Endpoint: "user@host", Root: root}, {Endpoint: "host:1", Root: root}, {Endpoint: "host?x", Root: root}, {Endpoint: "host#x", Root: root}, {Endpoint: "ho\nst", Root: root},
+	} {
+		if err := c.SetInstance(t.Context(), i); !errors.Is(err, quarklink.ErrInvalidParameter) {
+			t.Errorf("SetInstance(%q): %v", i.Endpoint, err)
+		}
+		cfg := quarklink.Config{KeyStore: newKeys(t, new(store.Mem)), Instance: &i}
+		if _, err := quarklink.New(t.Context(), cfg); !errors.Is(err, quarklink.ErrInvalidParameter) {
+			t.Errorf("New with %q: %v", i.Endpoint, err)
+		}
+		if _, err := cfg.KeyStore.Signer(t.Context(), keystore.Enrolment); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("New with %q made a key: %v", i.Endpoint, err)
+		}
+	}
+	cfg := quarklink.Config{KeyStore: newKeys(t, new(store.Mem)), MinTLS: tls.VersionTLS11}
+	_, err := quarklink.New(t.Context(), cfg)
+	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "New with TLS 1.1")
+	for _, endpoint := range []string{"instance.example", "192.0.2.1", "2001:db8::1"} {
+		require.NoError(t, c.SetInstance(t.Context(), quarklink.Instance{Endpoint: endpoint, Root: root}))
+	}
 }

@@ -7,9 +7,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -302,4 +306,71 @@ func TestRollback(t *testing.T) {
 	_, err = c.Enrol(ctx)
 	require.NoError(t, err)
 	assert.Greater(t, st.writes, 8)
+}
+
+// TestFullDisk: a store that takes nothing more is ErrStorage, and what was
+// there stays.
+func TestFullDisk(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := &fullStore{Mem: new(store.Mem)}
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	first, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, server.Expire(c.DeviceID()))
+	st.full = true
+	if _, err := c.Enrol(t.Context()); !errors.Is(err, quarklink.ErrStorage) || !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("Enrol on a full disk: %v", err)
+	}
+	assert.ErrorIs(t, c.SetInstance(t.Context(), server.Instance()), quarklink.ErrStorage, "SetInstance on a full disk")
+	if e, err := c.Enrolment(); err != nil || !e.Certificate.Equal(first.Certificate) {
+		t.Errorf("the enrolment did not survive a full disk: %v", err)
+	}
+	st.full = false
+	_, err = c.Enrol(t.Context())
+	assert.NoError(t, err, "with room again")
+}
+
+type fullStore struct {
+	*store.Mem
+	full bool
+}
+
+func (s *fullStore) Put(ctx context.Context, name string, data []byte) error {
+	if s.full {
+		return &fs.PathError{Op: "write", Path: name, Err: syscall.ENOSPC}
+	}
+	return s.Mem.Put(ctx, name, data)
+}
+
+// orderStore notes which calls the server had answered at each write.
+type orderStore struct {
+	*store.Mem
+	server *quarklinktest.Server
+	log    []string
+}
+
+func (s *orderStore) Put(ctx context.Context, name string, data []byte) error {
+	calls := s.server.Stats().Calls
+	s.log = append(s.log, fmt.Sprintf("%s cacerts=%d enrol=%d connection=%d", name,
+		calls[quarklinktest.CallCACerts], calls[quarklinktest.CallEnrol], calls[quarklinktest.CallConnection]))
+	return s.Mem.Put(ctx, name, data)
+}
+
+// TestPersistThenAct: each result is stored before the next request.
+func TestPersistThenAct(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	st := &orderStore{Mem: new(store.Mem), server: server}
+	c := newClient(t, st, at(server))
+	member(t, server, c, quarklinktest.Batch{})
+	_, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	want := []string{
+		"csr cacerts=0 enrol=0 connection=0",
+		"enrolment cacerts=1 enrol=1 connection=0",
+		"enrolment cacerts=1 enrol=1 connection=1",
+	}
+	if !slices.Equal(st.log, want) {
+		t.Errorf("writes:\n%s\nwant\n%s", strings.Join(st.log, "\n"), strings.Join(want, "\n"))
+	}
 }

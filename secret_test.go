@@ -5,6 +5,8 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -60,3 +62,31 @@ func TestSecretInAStruct(t *testing.T) {
 type hiding struct{ password quarklink.Secret }
 
 func (h hiding) Format(f fmt.State, _ rune) { fmt.Fprint(f, h.password) }
+
+func TestSecret(t *testing.T) {
+	const hidden = "hunter2hunter2"
+	secret := quarklink.Secret(hidden)
+	network := quarklink.Network{SSID: "lab", Password: secret}
+	var log strings.Builder
+	slog.New(slog.NewTextHandler(&log, nil)).Info("secret", "s", secret, "n", network)
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("secret", "s", secret, "n", network)
+	asJSON, err := json.Marshal(network)
+	require.NoError(t, err)
+	for how, text := range map[string]string{
+		"slog": log.String(),
+		"json": string(asJSON),
+		"fmt": fmt.Sprint(secret, network, &network, []quarklink.Secret{secret}) +
+			fmt.Sprintf("%s %q %v %+v %#v %x %X %d %10s", secret, secret, secret, network, network, secret, secret, secret, secret),
+		"error": fmt.Errorf("oops: %v", secret).Error(),
+	} {
+		if strings.Contains(text, hidden) || strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", hidden)) {
+			t.Errorf("%s shows the secret: %s", how, text)
+		}
+		if !strings.Contains(text, "[redacted]") {
+			t.Errorf("%s: %s", how, text)
+		}
+	}
+	if string(secret) != hidden {
+		t.Error("the secret itself is lost")
+	}
+}

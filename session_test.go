@@ -2,10 +2,18 @@ package quarklink_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +22,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
+	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/store"
+	"github.com/quarklink-go/quarklink/transport"
 )
 
 // drip answers with text, n bytes at a time, and then nothing more.
@@ -251,4 +262,306 @@ func TestNoCompression(t *testing.T) {
 	_, err := c.Status(t.Context())
 	require.Error(t, err)
 	assert.NotContains(t, header, "Accept-Encoding")
+}
+
+// TestHandshakes counts: a full enrolment takes two handshakes, the status of
+// an enrolled device one, and every call after the first on it none.
+func TestHandshakes(t *testing.T) {
+	server, c := newMember(t, quarklinktest.Batch{})
+	ctx := t.Context()
+	count := func(what string, want int, f func() error) {
+		t.Helper()
+		before := server.Stats().Handshakes
+		if err := f(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if got := server.Stats().Handshakes - before; got != want {
+			t.Errorf("%s took %d handshakes, want %d", what, got, want)
+		}
+	}
+	status := func() error { _, err := c.Status(ctx); return err }
+	count("enrolment", 2, func() error { _, err := c.Enrol(ctx); return err })
+	count("status of an enrolled device", 1, status)
+	count("status again", 0, status)
+	settle(func() bool { return server.Stats().Open == 1 })
+	if open := server.Stats().Open; open != 1 {
+		t.Errorf("%d connections are open, want one", open)
+	}
+}
+
+// cableConn is a stream of a cable, which carries one at a time.
+type cableConn struct {
+	net.Conn
+	free func()
+	once sync.Once
+}
+
+func (c *cableConn) Close() error {
+	c.once.Do(c.free)
+	return c.Conn.Close()
+}
+
+// TestOneStream: a connection is closed before the next is opened, whatever
+// becomes of the first.
+func TestOneStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		under := server.Carrier()
+		var mu sync.Mutex
+		taken, dials := false, 0
+		cable := transport.Func(func(ctx context.Context) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if dials++; taken {
+				t.Error("two streams at once")
+			}
+			conn, err := under.Dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			taken = true
+			return &cableConn{Conn: conn, free: func() { mu.Lock(); taken = false; mu.Unlock() }}, nil
+		})
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Transport = cable })
+		member(t, server, c, quarklinktest.Batch{})
+		for _, fault := range []quarklinktest.Fault{quarklinktest.CutOff(1), quarklinktest.LoseAnswer(), quarklinktest.LoseRequest(),
+			quarklinktest.Delay(time.Hour), quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(500)
+				w.Write(make([]byte, 1<<20)) // more than the client reads
+			}))} {
+			for _, call := range []quarklinktest.Call{quarklinktest.CallStatus, quarklinktest.CallTemporary, quarklinktest.CallEnrol, quarklinktest.CallConnection} {
+				server.Fault(call, fault.Times(1))
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				c.Status(ctx)
+				c.Enrol(ctx)
+				cancel()
+				server.ClearFaults()
+			}
+		}
+		_, err := c.Enrol(t.Context())
+		assert.NoError(t, err)
+		if dials < 30 {
+			t.Errorf("%d dials", dials)
+		}
+		c.Close()
+		if taken {
+			t.Error("a stream is open after Close")
+		}
+	})
+}
+
+// TestRetryAfter: a wait that is too long is the caller's.
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, quarklinktest.Batch{})
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(429, "", time.Hour))
+		start := time.Now()
+		_, err := c.Status(t.Context())
+		if after, ok := quarklink.RetryAfter(err); !ok || after != time.Hour || !errors.Is(err, quarklink.ErrCommunication) {
+			t.Errorf("RetryAfter(%v) = %v, %v", err, after, ok)
+		}
+		if time.Since(start) != 0 {
+			t.Errorf("waited %v for nothing", time.Since(start))
+		}
+	})
+}
+
+// TestAnotherRoot: a server that the root does not vouch for gets no request.
+func TestAnotherRoot(t *testing.T) {
+	server, other := newServer(t, quarklinktest.Options{}), newServer(t, quarklinktest.Options{})
+	c := newClient(t, new(store.Mem), func(cfg *quarklink.Config) {
+		i := server.Instance()
+		i.Root = other.Instance().Root
+		cfg.Instance = &i
+	})
+	_, err := c.Enrol(t.Context())
+	var unverified *tls.CertificateVerificationError
+	if !errors.Is(err, quarklink.ErrCommunication) || !errors.As(err, &unverified) {
+		t.Errorf("error %v", err)
+	}
+	if stats := server.Stats(); stats.Requests != 0 || stats.Handshakes != 0 {
+		t.Errorf("the server got through: %+v", stats)
+	}
+	// With the right root it works, at once and after a restart.
+	require.NoError(t, c.SetInstance(t.Context(), server.Instance()))
+	_, err = c.Status(t.Context())
+	assert.ErrorIs(t, err, quarklink.ErrDeviceDoesNotExist, "after SetInstance")
+}
+
+func TestTLSVersions(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{TLS12: true})
+	_, err := newClient(t, new(store.Mem), at(server)).Status(t.Context())
+	assert.ErrorIs(t, err, quarklink.ErrCommunication, "TLS 1.2 without asking for it")
+	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.MinTLS = tls.VersionTLS12 })
+	member(t, server, c, quarklinktest.Batch{})
+	_, err = c.Enrol(t.Context())
+	assert.NoError(t, err, "TLS 1.2 asked for")
+}
+
+// TestAuthenticator: a transport that brings its own trust is used as it is,
+// and the instance cannot be changed under it.
+func TestAuthenticator(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{})
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Instance().Root)
+	i := server.Instance()
+	modem := transport.TLS{Addr: net.JoinHostPort(i.Endpoint, fmt.Sprint(i.Port)), Roots: roots}
+	bare := quarklink.Instance{Endpoint: i.Endpoint, Port: i.Port}
+	c := newClient(t, new(store.Mem), func(cfg *quarklink.Config) { cfg.Instance, cfg.Transport = &bare, modem })
+	member(t, server, c, quarklinktest.Batch{})
+	_, err := c.Enrol(t.Context())
+	assert.NoError(t, err)
+	assert.ErrorIs(t, c.SetInstance(t.Context(), i), quarklink.ErrInvalidParameter, "SetInstance")
+	blank := newClient(t, new(store.Mem), func(cfg *quarklink.Config) { cfg.Transport = modem })
+	line := &spy{Port: answer(t, nil)}
+	if _, err := blank.Provision(t.Context(), line, quarklink.ProvisionOptions{NoNetwork: true}); !errors.Is(err, quarklink.ErrInvalidParameter) || line.sent.Len() > 0 {
+		t.Errorf("Provision of an instance: %v, after asking %q", err, line.asked())
+	}
+}
+
+// TestHungDial: an attempt to connect that leads nowhere ends with the call
+// that made it, and the next call makes a new one.
+func TestHungDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		good := server.Carrier()
+		dials, ended := 0, 0
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+			cfg.Transport = transport.Func(func(ctx context.Context) (net.Conn, error) {
+				if dials++; dials > 1 {
+					return good.Dial(ctx)
+				}
+				<-ctx.Done()
+				ended++
+				return nil, ctx.Err()
+			})
+		})
+		member(t, server, c, quarklinktest.Batch{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := c.Status(ctx)
+		assert.ErrorIs(t, err, context.DeadlineExceeded, "the call that hung")
+		synctest.Wait()
+		if ended != 1 {
+			t.Error("the dial outlived its call")
+		}
+		if _, err := c.Status(t.Context()); err != nil || dials != 2 {
+			t.Errorf("the next call: %v, %d dials", err, dials)
+		}
+	})
+}
+
+// TestSilence: calls without a deadline do not wait for ever for an instance
+// that has fallen silent.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, asIs([]byte("image")))
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Delay(30*24*time.Hour))
+		start := time.Now()
+		_, err := c.Status(t.Context())
+		assert.ErrorIs(t, err, quarklink.ErrCommunication, "silence before the answer")
+		if took := time.Since(start); took > time.Hour {
+			t.Errorf("it took %v", took)
+		}
+		server.ClearFaults()
+
+		server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "5")
+			w.Write([]byte("im"))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		})))
+		start = time.Now()
+		_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+		assert.ErrorIs(t, err, quarklink.ErrConnectionLost, "silence in the middle of an image")
+		if took := time.Since(start); took > time.Hour {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// modem is an Authenticator that looks for its own key.
+type modem struct {
+	transport.TLS
+	seen func(crypto.PrivateKey)
+}
+
+func (m modem) As(id *tls.Certificate) transport.Transport {
+	m.seen(id.PrivateKey)
+	return m.TLS.As(id)
+}
+
+// TestAuthenticatorSeesItsKey: what the key store returned is what a transport
+// with a key of its own must recognise.
+func TestAuthenticatorSeesItsKey(t *testing.T) {
+	server := newServer(t, quarklinktest.Options{InMemory: true})
+	i := server.Instance()
+	roots := x509.NewCertPool()
+	roots.AddCert(i.Root)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	shown := 0
+	c := newClient(t, new(store.Mem), func(cfg *quarklink.Config) {
+		cfg.KeyStore, cfg.Instance = keystore.Static(key), &i
+		cfg.Transport = modem{transport.TLS{ServerName: i.Endpoint, Roots: roots, Under: server.Carrier()}, func(k crypto.PrivateKey) {
+			if shown++; k != crypto.PrivateKey(key) {
+				t.Errorf("the modem is shown a %T", k)
+			}
+		}}
+	})
+	member(t, server, c, quarklinktest.Batch{})
+	if _, err := c.Enrol(t.Context()); err != nil || shown != 2 {
+		t.Errorf("%v, %d certificates shown", err, shown)
+	}
+}
+
+// TestSilenceAfterIdle: a connection that was idle is as patient as a new one.
+func TestSilenceAfterIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, c := newMember(t, quarklinktest.Batch{})
+		_, err := c.Status(t.Context())
+		require.NoError(t, err)
+		time.Sleep(58 * time.Second)
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Delay(90*time.Second))
+		start := time.Now()
+		if _, err := c.Status(t.Context()); err != nil || time.Since(start) != 90*time.Second || server.Stats().Handshakes != 1 {
+			t.Errorf("%v after %v, %d handshakes", err, time.Since(start), server.Stats().Handshakes)
+		}
+	})
+}
+
+// TestOneStreamAfterHungHandshake: the stream of a handshake that leads nowhere
+// is closed before the next call opens one.
+func TestOneStreamAfterHungHandshake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newServer(t, quarklinktest.Options{InMemory: true})
+		under := server.Carrier()
+		var mu sync.Mutex
+		taken, dials := false, 0
+		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+			cfg.Transport = transport.Func(func(ctx context.Context) (net.Conn, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				if taken {
+					t.Error("two streams at once")
+				}
+				taken = true
+				free := func() { mu.Lock(); taken = false; mu.Unlock() }
+				if dials++; dials == 1 {
+					silent, peer := quarklinktest.Pipe()
+					t.Cleanup(func() { peer.Close() })
+					return &cableConn{Conn: silent, free: free}, nil
+				}
+				conn, err := under.Dial(ctx)
+				return &cableConn{Conn: conn, free: free}, err
+			})
+		})
+		member(t, server, c, quarklinktest.Batch{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := c.Status(ctx)
+		assert.ErrorIs(t, err, context.DeadlineExceeded, "the call that hung")
+		_, err = c.Status(t.Context())
+		assert.NoError(t, err, "the next call")
+	})
 }

@@ -96,3 +96,6 @@ type verifierFunc func(ctx context.Context, image io.ReaderAt, size int64) error
 func (f verifierFunc) Verify(ctx context.Context, image io.ReaderAt, size int64) error {
 	return f(ctx, image, size)
 }
+
+// anything is a Verifier that accepts every image.
+var anything = verifierFunc(func(context.Context, io.ReaderAt, int64) error { return nil })

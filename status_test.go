@@ -5,7 +5,10 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/keystore"
 	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/store"
 )
 
 // TestPollAfter: no answer silences a device for good, or makes it ask without a
@@ -97,5 +101,107 @@ func TestNeedsUpdate(t *testing.T) {
 			assert.Equal(t, test.needs, test.status.NeedsUpdate())
 			assert.Equal(t, test.code, test.status.Code())
 		})
+	}
+}
+
+// TestOperator follows what an operator does to a device.
+func TestOperator(t *testing.T) {
+	server, c := newMember(t, quarklinktest.Batch{})
+	ctx := t.Context()
+	expect := func(when string, code quarklink.Code, needs bool) {
+		t.Helper()
+		s, err := c.Status(ctx)
+		if err != nil || s.Code() != code || s.NeedsEnrolment() != needs {
+			t.Errorf("%s: status %+v (%v), %v; want code %v, needs enrolment %v", when, s, s.Code(), err, code, needs)
+		}
+	}
+	enrol := func() {
+		t.Helper()
+		_, err := c.Enrol(ctx)
+		require.NoError(t, err)
+	}
+	expect("blank", quarklink.CodeNotEnrolled, true)
+	enrol()
+	expect("enrolled", quarklink.CodeEnrolled, false)
+	enrol()
+	assert.Len(t, server.Certificates(c.DeviceID()), 1)
+	require.NoError(t, server.Expire(c.DeviceID()))
+	expect("expired", quarklink.CodeCertificateExpired, true)
+	enrol()
+	expect("enrolled anew", quarklink.CodeEnrolled, false)
+	assert.Len(t, server.Certificates(c.DeviceID()), 2)
+	require.NoError(t, server.PendingRevoke(c.DeviceID()))
+	expect("pending revoke", quarklink.CodeEnrolled, false)
+	require.NoError(t, server.Revoke(c.DeviceID()))
+	expect("revoked", quarklink.CodeRevoked, false)
+	_, err := c.Enrol(ctx)
+	assert.ErrorIs(t, err, quarklink.ErrDeviceRevoked, "Enrol of a revoked device")
+	_, err = c.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+	assert.ErrorIs(t, err, quarklink.ErrDeviceRevoked, "FirmwareUpdate of a revoked device")
+	require.NoError(t, server.AllowEnrolment(c.DeviceID()))
+	expect("allowed", quarklink.CodeNotEnrolled, true)
+	enrol()
+	expect("enrolled once more", quarklink.CodeEnrolled, false)
+}
+
+// TestExpiredByTheClock: the device notices by itself.
+func TestExpiredByTheClock(t *testing.T) {
+	now := time.Now()
+	clock := func() time.Time { return now }
+	server := newServer(t, quarklinktest.Options{InMemory: true, Now: clock})
+	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Now = clock })
+	member(t, server, c, quarklinktest.Batch{Policy: quarklinktest.Policy{Lifetime: time.Hour}})
+	_, err := c.Enrol(t.Context())
+	require.NoError(t, err)
+	now = now.Add(2 * time.Hour)
+	s, err := c.Status(t.Context())
+	if err != nil || !s.CertificateExpired || !s.NeedsEnrolment() {
+		t.Errorf("two hours later: %+v, %v", s, err)
+	}
+}
+
+func TestStatusOfAnotherDevice(t *testing.T) {
+	for name, body := range map[string]string{
+		"another device": `{"deviceID":"` + strings.Repeat("0", 64) + `","state":"enrolled"}`,
+		"no state":       `{}`,
+		"no JSON":        `hello`,
+		"bad digest":     `{"state":"enrolled","firmware":{"size":1,"sha256":"abc"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, c := newMember(t, quarklinktest.Batch{})
+			server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprint(w, body)
+			})))
+			if s, err := c.Status(t.Context()); !errors.Is(err, quarklink.ErrGeneral) || s != (quarklink.Status{}) {
+				t.Errorf("status %+v, %v", s, err)
+			}
+		})
+	}
+}
+
+func TestStatusCode(t *testing.T) {
+	due := &quarklink.Manifest{}
+	for _, test := range []struct {
+		status quarklink.Status
+		code   quarklink.Code
+		needs  bool
+	}{
+		{quarklink.Status{State: quarklink.StateRevoked, Firmware: due, CertificateExpired: true}, quarklink.CodeRevoked, false},
+		{quarklink.Status{State: quarklink.StateNotEnrolled, Firmware: due}, quarklink.CodeUpdateRequired, true},
+		{quarklink.Status{State: quarklink.StateNotEnrolled, CertificateExpired: true}, quarklink.CodeNotEnrolled, true},
+		{quarklink.Status{State: quarklink.StateEnrolled, CertificateExpired: true, HasEnrolment: true}, quarklink.CodeCertificateExpired, true},
+		{quarklink.Status{State: quarklink.StateEnrolled, HasEnrolment: true}, quarklink.CodeEnrolled, false},
+		{quarklink.Status{State: quarklink.StateEnrolled}, quarklink.CodeEnrolled, true},
+		{quarklink.Status{State: quarklink.StatePendingRevoke}, quarklink.CodeEnrolled, false},
+		{quarklink.Status{State: quarklink.StatePendingRevoke, CertificateExpired: true}, quarklink.CodeCertificateExpired, false},
+		{quarklink.Status{}, quarklink.CodeGeneral, true},
+	} {
+		if got := test.status.Code(); got != test.code {
+			t.Errorf("%+v: code %d, want %d", test.status, int(got), int(test.code))
+		}
+		if got := test.status.NeedsEnrolment(); got != test.needs {
+			t.Errorf("%+v: needs enrolment %v, want %v", test.status, got, test.needs)
+		}
 	}
 }
