@@ -125,8 +125,15 @@ func TestRefused(t *testing.T) {
 			efuse.ErrCodingScheme},
 		{"ESP32: bits after 24 bytes with 3/4", threeQuarters,
 			batch(t, esp32, func(b *efuse.Batch) error { return b.SetBytes("BLOCK3", k) }), efuse.ErrCodingScheme},
-		{"ESP32: unknown coding scheme", scheme(t, 3), batch(t, esp32, key(3, efuse.PurposeUser, k)),
+		{"ESP32: 32 bytes with 3/4, the last zero", threeQuarters,
+			batch(t, esp32, key(3, efuse.PurposeUser, append(ascending(24), make([]byte, 8)...))), efuse.ErrCodingScheme},
+		{"ESP32: unknown coding scheme", scheme(t, 3), batch(t, esp32, key(3, efuse.PurposeUser, ascending(24))),
 			efuse.ErrCodingScheme},
+		{"ESP32: hidden field", after(t, esp32, batch(t, esp32, field("RD_DIS", 8))),
+			batch(t, esp32, field("FLASH_CRYPT_CONFIG", 15)), efuse.ErrProtected},
+		{"ESP32: Secure Boot V2 with a hidden coding scheme", after(t, esp32, batch(t, esp32, field("RD_DIS", 8))),
+			batch(t, esp32, field("ABS_DONE_1", 1)), efuse.ErrCodingScheme},
+		{"ESP32: coded block a second time", withBlock3(t, 1), batch(t, esp32, field("SECURE_VERSION", 1)), efuse.ErrUsed},
 		{"ESP32: hidden coding scheme", after(t, esp32, batch(t, esp32, field("RD_DIS", 8))),
 			batch(t, esp32, key(3, efuse.PurposeUser, k)), efuse.ErrCodingScheme},
 	}
@@ -147,6 +154,26 @@ func scheme(tb testing.TB, scheme byte) efuse.State {
 	s, err := efuse.ParseRaw(efuse.ESP32, raw)
 	require.NoError(tb, err)
 	return s
+}
+
+// withBlock3 returns an ESP32 of a coding scheme with a bit in BLOCK3.
+func withBlock3(tb testing.TB, scheme byte) efuse.State {
+	tb.Helper()
+	raw := make([]byte, 128)
+	raw[24], raw[96] = scheme, 1
+	s, err := efuse.ParseRaw(efuse.ESP32, raw)
+	require.NoError(tb, err)
+	return s
+}
+
+func TestESP32BlockThatIsNotCodedTakesMoreBits(t *testing.T) {
+	s, err := withBlock3(t, 0).Burn(batch(t, efuse.ESP32, field("SECURE_VERSION", 1)))
+	require.NoError(t, err)
+	s, err = s.Burn(batch(t, efuse.ESP32, field("SECURE_VERSION", 3)))
+	require.NoError(t, err)
+	got, err := s.Value("SECURE_VERSION")
+	require.NoError(t, err)
+	assert.EqualValues(t, 3, got)
 }
 
 func TestOneImpossibleWishRefusesTheBatch(t *testing.T) {

@@ -50,6 +50,20 @@ func TestHiddenKeyInADumpReadsAsZeros(t *testing.T) {
 	assert.Equal(t, make([]byte, 32), b)
 }
 
+func TestHiddenConfigurationOfTheESP32ReadsAsZero(t *testing.T) {
+	raw := bytes.Repeat([]byte{0xFF}, 28)
+	s, err := efuse.ParseRaw(efuse.ESP32, append(raw, make([]byte, 96)...))
+	require.NoError(t, err)
+	for name, want := range map[string]uint64{
+		"FLASH_CRYPT_CONFIG": 0, "CODING_SCHEME": 0, "KEY_STATUS": 0,
+		"DISABLE_DL_CACHE": 1, "CONSOLE_DEBUG_DISABLE": 1, "WAFER_VERSION_MINOR": 3,
+	} {
+		got, err := s.Value(name)
+		require.NoError(t, err)
+		assert.Equal(t, want, got, name)
+	}
+}
+
 func TestEmulatorFileOfAnotherLength(t *testing.T) {
 	_, err := efuse.ParseEmulator(efuse.ESP32C3, make([]byte, 288))
 	require.ErrorIs(t, err, efuse.ErrDump)
