@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -382,6 +383,7 @@ func TestOwnerAuth(t *testing.T) {
 					assert.NoError(t, sign(signer))
 				} else {
 					require.ErrorIs(t, err, test.want)
+					assert.Equal(t, name == "with a zero", strings.Contains(err.Error(), "zero byte"), "it tells why: %v", err)
 				}
 			}
 			assert.Empty(t, holds(t, s).Transient)

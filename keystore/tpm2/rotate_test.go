@@ -316,3 +316,25 @@ func (c *cutStore) Delete(ctx context.Context, name string) error {
 	}
 	return c.Mem.Delete(ctx, name)
 }
+
+// TestStageAfterCutCommit cuts a commit off after the new key has become the role's.
+// That key is no longer staged: the next one is another.
+func TestStageAfterCutCommit(t *testing.T) {
+	s := start(t)
+	ctx := t.Context()
+	tpm, records := open(t, s, tpm2.Options{}), new(store.Mem)
+	_, err := keyStore(t, tpm, records, tpm2.KeyOptions{}).Generate(ctx, keystore.Device)
+	require.NoError(t, err)
+	keys := keyStore(t, tpm, &cutStore{Mem: records, left: 2}, tpm2.KeyOptions{})
+	next, err := keys.Stage(ctx, keystore.Device)
+	require.NoError(t, err)
+	require.ErrorIs(t, keys.Commit(ctx, keystore.Device), errPowerCut)
+
+	keys = keyStore(t, tpm, records, tpm2.KeyOptions{})
+	current, err := keys.Signer(ctx, keystore.Device)
+	require.NoError(t, err)
+	require.Equal(t, next.Public(), current.Public(), "the new key is the role's")
+	third, err := keys.Stage(ctx, keystore.Device)
+	require.NoError(t, err)
+	assert.NotEqual(t, next.Public(), third.Public())
+}
