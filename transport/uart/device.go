@@ -294,7 +294,7 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 			if n > 0 {
 				last = now
 			}
-			if answered, err := d.judgeLines(d.chunk[:n], accept); answered {
+			if answered, err := d.take(d.chunk[:n], accept); answered {
 				return true, err
 			}
 			// Who comes back so late has been away, on a busy machine, and finds
@@ -306,7 +306,7 @@ func (d *Device) await(ctx context.Context, accept func(line []byte) error) (ans
 			continue
 		}
 		silent := time.Since(last) >= gap
-		if answered, err := d.judgePart(silent, accept); answered {
+		if answered, err := d.judge(false, silent, accept); answered {
 			return true, err
 		}
 		if !time.Now().Before(end) {
@@ -335,34 +335,54 @@ func (d *Device) waitUntil(end, last time.Time) time.Time {
 	return until
 }
 
-// judgeLines adds what has come in to the line, and judges each that is whole.
-func (d *Device) judgeLines(chunk []byte, accept func(line []byte) error) (answered bool, err error) {
+// take adds what has come in to the line, and judges each that is whole.
+func (d *Device) take(chunk []byte, accept func(line []byte) error) (answered bool, err error) {
 	for _, b := range chunk {
-		if !d.line.add(b) {
-			continue
-		}
-		if answered, err := d.judgeLine(accept); answered {
-			d.ending = endingTerminator
-			return true, err
+		if d.line.add(b) {
+			if answered, err := d.judge(true, false, accept); answered {
+				return true, err
+			}
 		}
 	}
 	return false, nil
 }
 
-// judgeLine judges a line that has come in whole and makes room for the next.
-func (d *Device) judgeLine(accept func(line []byte) error) (answered bool, err error) {
+// judge tells whether the line is an answer: accepted (nil), or a refusal (its
+// error). If not it makes room for the next and notes in d.bad what was wrong. A
+// line is whole when its end has come; one that is not is judged when it is time
+// for it to end, and is silent if nothing came for a gap.
+func (d *Device) judge(whole, silent bool, accept func(line []byte) error) (answered bool, err error) {
 	line := d.line.bytes()
-	if isConsole(line) || d.isEcho(line) {
+	switch {
+	case !whole && (len(line) == 0 || isConsole(line)):
+		return false, nil // nothing yet, or a console line whose end is still to come
+	case isConsole(line), whole && d.isEcho(line):
+	case !whole && (d.ending == endingTerminator || !silent):
+		d.bad = fmt.Errorf("%d bytes, but no end", len(line))
+	case d.line.long:
+		d.bad = fmt.Errorf("longer than %d bytes", DeviceMaxReply)
+	case string(line) == replyRefused:
+		answered, err = true, ErrRefused
+	case string(line) == replyUnsupported:
+		answered, err = true, ErrUnsupported
+	default:
+		if bad := accept(line); bad != nil {
+			d.bad = bad
+		} else {
+			answered = true
+		}
+	}
+	switch {
+	case answered && whole:
+		d.ending = endingTerminator
+	case answered:
+		d.ending = endingGap
+	case whole: // a console line may have broken into a reply: keep what came before it
+		d.line.cut(max(0, consoleIndex(line)))
+	default:
 		d.line.reset()
-		return false, nil
 	}
-	answered, err = d.judge(accept)
-	if answered {
-		return true, err
-	}
-	// A console line may break into a reply: keep what came before it.
-	d.line.cut(max(0, consoleIndex(line)))
-	return false, nil
+	return answered, err
 }
 
 // isEcho reports whether the line is one of our own request: the marker, its NUL
@@ -381,42 +401,6 @@ func (d *Device) isEcho(line []byte) bool {
 		return echo
 	}
 	return false
-}
-
-// judgePart judges a line that has not ended when it was time for it to end.
-func (d *Device) judgePart(silent bool, accept func(line []byte) error) (answered bool, err error) {
-	switch {
-	case d.line.empty(), isConsole(d.line.bytes()):
-		return false, nil
-	case d.ending == endingTerminator || !silent:
-		d.bad = fmt.Errorf("%d bytes, but no end", len(d.line.bytes()))
-	default:
-		if answered, err = d.judge(accept); answered {
-			d.ending = endingGap
-			return true, err
-		}
-	}
-	d.line.reset()
-	return false, nil
-}
-
-// judge tells an answer from a line to skip, and notes why it skips it.
-func (d *Device) judge(accept func(line []byte) error) (answered bool, err error) {
-	if d.line.long {
-		d.bad = fmt.Errorf("longer than %d bytes", DeviceMaxReply)
-		return false, nil
-	}
-	switch string(d.line.bytes()) {
-	case replyRefused:
-		return true, ErrRefused
-	case replyUnsupported:
-		return true, ErrUnsupported
-	}
-	if err := accept(d.line.bytes()); err != nil {
-		d.bad = err
-		return false, nil
-	}
-	return true, nil
 }
 
 // read reads into d.chunk. It returns 0 and no error when nothing came: at the

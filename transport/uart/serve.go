@@ -94,9 +94,6 @@ func (s *server) serve() error {
 		if s.ctx.Err() != nil {
 			return s.ctx.Err()
 		}
-		if n > 0 {
-			last = s.now()
-		}
 		s.input(chunk[:n])
 		for _, b := range s.heard {
 			if key := s.find.add(b); key != "" {
@@ -104,6 +101,9 @@ func (s *server) serve() error {
 					return err
 				}
 			}
+		}
+		if n > 0 {
+			last = s.now() // after the answer: a callback is not the device's silence
 		}
 		s.mu.Lock()
 		if err == nil {
