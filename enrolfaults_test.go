@@ -25,10 +25,11 @@ import (
 func TestEnrolPowerCut(t *testing.T) {
 	eachCut(t, func(t *testing.T, st store.Creator, cut *cutStore) error {
 		server := newServer(t, quarklinktest.Options{InMemory: true})
-		i := server.Instance()
 		require.NoError(t, server.AddBatch(quarklinktest.Batch{Name: "batch"}))
 		enrol := func(st store.Creator) (quarklink.DeviceID, error) {
-			c, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: newKeys(t, st), Store: st, Instance: &i, Transport: server.Carrier()})
+			cfg := server.Config(newKeys(t, st))
+			cfg.Store = st
+			c, err := quarklink.New(t.Context(), cfg)
 			if err != nil {
 				return "", err
 			}

@@ -152,18 +152,12 @@ func enrolledDevice(ctx context.Context, batch quarklinktest.Batch) (*quarklink.
 	if err != nil {
 		log.Fatal(err)
 	}
-	keys, err := software.New(new(store.Mem), software.Options{
-		Secret: func(context.Context) ([]byte, error) { return []byte("a secret of thirty-two characters"), nil }, Iterations: 1})
-	if err != nil {
-		log.Fatal(err)
-	}
-	i := instance.Instance()
-	device, err := quarklink.New(ctx, quarklink.Config{KeyStore: keys, Instance: &i, Transport: instance.Carrier()})
-	if err != nil {
-		log.Fatal(err)
-	}
-	batch.Name, batch.Devices = "batch", []quarklink.DeviceID{device.DeviceID()}
+	batch.Name = "batch"
 	if err := instance.AddBatch(batch); err != nil {
+		log.Fatal(err)
+	}
+	device, err := instance.NewDevice(ctx, batch.Name)
+	if err != nil {
 		log.Fatal(err)
 	}
 	if _, err := device.Enrol(ctx); err != nil {

@@ -44,11 +44,8 @@ func newServer(t testing.TB, o quarklinktest.Options) *quarklinktest.Server {
 // at makes a client use the server, over memory if that is all it offers.
 func at(server *quarklinktest.Server) func(*quarklink.Config) {
 	return func(cfg *quarklink.Config) {
-		i := server.Instance()
-		cfg.Instance = &i
-		if i.Endpoint == quarklinktest.HostName {
-			cfg.Transport = server.Carrier()
-		}
+		reach := server.Config(cfg.KeyStore)
+		cfg.Instance, cfg.Transport = reach.Instance, reach.Transport
 	}
 }
 

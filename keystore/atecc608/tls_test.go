@@ -246,12 +246,7 @@ func TestEnrolment(t *testing.T) {
 			}
 			defer instance.Close()
 			r := newRig(t, atecctest.Options{Config: provisioned(), Times: atecctest.MaxTimes}, atecc608.Options{})
-			i := instance.Instance()
-			device, err := quarklink.New(ctx, quarklink.Config{
-				KeyStore:  r.chip.KeyStore(slots),
-				Instance:  &i,
-				Transport: instance.Carrier(),
-			})
+			device, err := quarklink.New(ctx, instance.Config(r.chip.KeyStore(slots)))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -30,8 +30,9 @@ func TestEnrol(t *testing.T) {
 	server, err := quarklinktest.NewServer(quarklinktest.Options{})
 	must(t, err)
 	t.Cleanup(server.Close)
-	instance := server.Instance()
-	client, err := quarklink.New(ctx, quarklink.Config{KeyStore: d.boot(t), Store: d.records, Instance: &instance})
+	config := server.Config(d.boot(t))
+	config.Store = d.records
+	client, err := quarklink.New(ctx, config)
 	must(t, err)
 	t.Cleanup(func() { client.Close() })
 	if want, err := quarklink.DeviceIDOf(loadKey(t, "rsa3072-esk").Public()); err != nil || client.DeviceID() != want {
