@@ -44,33 +44,32 @@ func TestLife(t *testing.T) {
 	require.NoError(t, err)
 	device.Close()
 	<-served
-	if network.SSID != "lab" {
-		t.Errorf("network %+v", network)
-	}
+	assert.Equal(t, "lab", network.SSID)
 
 	status, err := c.Status(ctx)
 	require.NoError(t, err)
-	if status.Code() != quarklink.CodeNotEnrolled || !status.NeedsEnrolment() || status.Batch != "My_MQTT_Batch" || status.PollAfter != 20*time.Second {
-		t.Errorf("status before enrolment: %+v", status)
-	}
+	assert.Equal(t, quarklink.CodeNotEnrolled, status.Code())
+	assert.True(t, status.NeedsEnrolment())
+	assert.Equal(t, "My_MQTT_Batch", status.Batch)
+	assert.Equal(t, 20*time.Second, status.PollAfter)
 	enrolment, err := c.Enrol(ctx)
 	require.NoError(t, err)
-	if cn := enrolment.Certificate.Subject.CommonName; cn != string(c.DeviceID()) {
-		t.Errorf("the certificate is %q's, the device is %q", cn, c.DeviceID())
-	}
-	if enrolment.Hub == nil || enrolment.Database != nil {
-		t.Errorf("enrolment leads to %+v and %+v, want a hub", enrolment.Hub, enrolment.Database)
-	}
-	if status, err = c.Status(ctx); err != nil || status.Code() != quarklink.CodeEnrolled || status.NeedsEnrolment() {
-		t.Errorf("status after enrolment: %+v, %v", status, err)
-	}
+	assert.Equal(t, string(c.DeviceID()), enrolment.Certificate.Subject.CommonName)
+	require.NotNil(t, enrolment.Hub)
+	assert.Nil(t, enrolment.Database)
+	status, err = c.Status(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, quarklink.CodeEnrolled, status.Code())
+	assert.False(t, status.NeedsEnrolment())
 
 	// A restart keeps all of it.
 	again := reopen(t, st)
 	stored, err := again.Enrolment()
-	if err != nil || !stored.Certificate.Equal(enrolment.Certificate) || stored.Hub.Endpoint != enrolment.Hub.Endpoint || len(stored.Chain) != len(enrolment.Chain) {
-		t.Errorf("enrolment after a restart: %+v, %v", stored, err)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, enrolment.Certificate.Raw, stored.Certificate.Raw)
+	require.NotNil(t, stored.Hub)
+	assert.Equal(t, enrolment.Hub.Endpoint, stored.Hub.Endpoint)
+	assert.Len(t, stored.Chain, len(enrolment.Chain))
 	require.NoError(t, again.ForgetEnrolment(ctx))
 	_, err = again.Enrolment()
 	assert.ErrorIs(t, err, quarklink.ErrNoEnrolment, "enrolment after ForgetEnrolment")
@@ -78,9 +77,7 @@ func TestLife(t *testing.T) {
 	last := reopen(t, st)
 	_, err = last.Enrolment()
 	assert.ErrorIs(t, err, quarklink.ErrNothingStored, "enrolment with nothing stored")
-	if last.DeviceID() != c.DeviceID() {
-		t.Error("forgetting changed the identity")
-	}
+	assert.Equal(t, c.DeviceID(), last.DeviceID(), "forgetting keeps the identity")
 }
 
 // TestOneAtATime: calls wait for their turn, obey their context while they do,
@@ -97,15 +94,15 @@ func TestOneAtATime(t *testing.T) {
 		defer cancel()
 		_, err := c.Enrol(ctx)
 		var e *quarklink.Error
-		if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &e) || e.Code != 0 {
-			t.Errorf("a call that waited in vain: %v", err)
-		}
+		assert.ErrorIs(t, err, context.DeadlineExceeded, "a call that waited in vain")
+		require.ErrorAs(t, err, &e)
+		assert.Zero(t, e.Code)
 		_, err = c.Enrolment()
 		assert.ErrorIs(t, err, quarklink.ErrNoEnrolment, "Enrolment, which needs no turn")
 		c.Close()
-		if err := <-slow; !errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
-			t.Errorf("the call that Close ended: %v", err)
-		}
+		err = <-slow
+		assert.ErrorIs(t, err, net.ErrClosed, "the call that Close ended")
+		assert.NotErrorIs(t, err, context.Canceled)
 		_, err = c.Status(t.Context())
 		assert.ErrorIs(t, err, net.ErrClosed, "a call after Close")
 		c.Close()
@@ -155,9 +152,8 @@ func TestNothingLeftBehind(t *testing.T) {
 	settle(func() bool {
 		return server.Stats().Open == 0 && runtime.NumGoroutine() <= goroutines && descriptors() <= files
 	})
-	if g, f := runtime.NumGoroutine(), descriptors(); g > goroutines || f > files {
-		t.Errorf("50 enrolments left %d goroutines and %d descriptors behind", g-goroutines, f-files)
-	}
+	assert.LessOrEqual(t, runtime.NumGoroutine(), goroutines, "goroutines after 50 enrolments")
+	assert.LessOrEqual(t, descriptors(), files, "descriptors after 50 enrolments")
 }
 
 // descriptors returns how many files are open, where the system tells.
@@ -179,8 +175,6 @@ func TestCloseFromCallback(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 		synctest.Wait()
-		if open := server.Stats().Open; open != 0 {
-			t.Errorf("%d connections are open after Close", open)
-		}
+		assert.Zero(t, server.Stats().Open, "connections after Close")
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"net"
 	"testing"
 	"time"
@@ -126,12 +125,14 @@ func (r distrust) As(*tls.Certificate) transport.Transport { return r }
 func TestClock(t *testing.T) {
 	server := newServer(t, quarklinktest.Options{})
 	now := time.Unix(0, 0)
-	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Now = func() time.Time { return now } })
+	c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
+		cfg.Now = func() time.Time { return now }
+	})
 	member(t, server, c, quarklinktest.Batch{})
-	if _, err := c.Status(t.Context()); !errors.Is(err, quarklink.ErrClock) || !errors.Is(err, quarklink.ErrCommunication) {
-		t.Errorf("in 1970: %v", err)
-	}
-	now = time.Now()
 	_, err := c.Status(t.Context())
+	assert.ErrorIs(t, err, quarklink.ErrClock, "in 1970")
+	assert.ErrorIs(t, err, quarklink.ErrCommunication, "in 1970")
+	now = time.Now()
+	_, err = c.Status(t.Context())
 	assert.NoError(t, err, "once the clock is set")
 }

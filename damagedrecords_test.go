@@ -2,10 +2,8 @@ package quarklink_test
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -47,16 +45,13 @@ func TestDamagedRecords(t *testing.T) {
 	}
 	flips("instance", func(bit int) {
 		damaged, err := open()
-		if err != nil {
-			t.Fatalf("instance bit %d: New: %v", bit, err)
-		}
+		require.NoError(t, err, "New with instance bit %d", bit)
 		defer damaged.Close()
-		if _, err := damaged.Status(ctx); !errors.Is(err, quarklink.ErrStorage) {
-			t.Fatalf("instance bit %d: Status: %v", bit, err)
-		}
-		if _, err := damaged.Instance(); !errors.Is(err, quarklink.ErrStorage) || errors.Is(err, quarklink.ErrNotInitialised) {
-			t.Fatalf("instance bit %d: Instance: %v", bit, err)
-		}
+		_, err = damaged.Status(ctx)
+		require.ErrorIs(t, err, quarklink.ErrStorage, "Status with instance bit %d", bit)
+		_, err = damaged.Instance()
+		require.ErrorIs(t, err, quarklink.ErrStorage, "Instance with instance bit %d", bit)
+		require.NotErrorIs(t, err, quarklink.ErrNotInitialised, "Instance with instance bit %d", bit)
 		if bit != 0 {
 			return
 		}
@@ -70,14 +65,12 @@ func TestDamagedRecords(t *testing.T) {
 			c.Close()
 			t.Fatalf("key bit %d: New accepted a damaged key", bit)
 		}
-		if !errors.Is(err, quarklink.ErrStorage) || !errors.Is(err, store.ErrDamaged) {
-			t.Fatalf("key bit %d: %v", bit, err)
-		}
+		require.ErrorIs(t, err, quarklink.ErrStorage, "key bit %d", bit)
+		require.ErrorIs(t, err, store.ErrDamaged, "key bit %d", bit)
 	})
 	again, err := open()
-	if err != nil || again.DeviceID() != c.DeviceID() {
-		t.Errorf("the identity did not survive: %v", err)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, c.DeviceID(), again.DeviceID(), "the identity survives")
 	again.Close()
 }
 
@@ -91,9 +84,7 @@ func TestOversizedRecord(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), make([]byte, store.MaxSize+1), 0o600))
 	}
 	c := newClient(t, st)
-	if c.DeviceID() != before.DeviceID() {
-		t.Error("another identity")
-	}
+	assert.Equal(t, before.DeviceID(), c.DeviceID())
 	_, err := c.Enrolment()
 	assert.ErrorIs(t, err, quarklink.ErrStorage, "Enrolment")
 	assert.NoError(t, c.SetInstance(t.Context(), quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}), "SetInstance, which mends it")
@@ -105,15 +96,15 @@ func TestRecordOfALaterVersion(t *testing.T) {
 	c := newClient(t, st)
 	ctx := t.Context()
 	require.NoError(t, c.SetInstance(ctx, quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}))
-	if i, err := c.Instance(); err != nil || i.Port != quarklink.DefaultPort {
-		t.Errorf("instance without a port: %+v, %v", i, err)
-	}
+	i, err := c.Instance()
+	require.NoError(t, err)
+	assert.EqualValues(t, quarklink.DefaultPort, i.Port)
 	data, err := st.Get(ctx, "instance")
 	require.NoError(t, err)
 	version, payload, err := store.DecodeRecord("instance", data)
 	require.NoError(t, err)
 	require.NoError(t, st.Put(ctx, "instance", store.EncodeRecord("instance", version+1, payload)))
-	if _, err := newClient(t, st).Instance(); !errors.Is(err, quarklink.ErrStorage) || !strings.Contains(err.Error(), "version") {
-		t.Errorf("a record of a later version: %v", err)
-	}
+	_, err = newClient(t, st).Instance()
+	assert.ErrorIs(t, err, quarklink.ErrStorage)
+	assert.ErrorContains(t, err, "version")
 }

@@ -170,17 +170,15 @@ func TestLostDeviceKey(t *testing.T) {
 	again := newClient(t, st, at(server))
 	_, err = again.HubTLSConfig(ctx)
 	assert.ErrorIs(t, err, fs.ErrNotExist, "HubTLSConfig without the device key")
-	if s, err := again.Status(ctx); err != nil || !s.NeedsEnrolment() {
-		t.Errorf("status without the device key: %+v, %v", s, err)
-	}
+	s, err := again.Status(ctx)
+	require.NoError(t, err)
+	assert.True(t, s.NeedsEnrolment(), "without the device key")
 	second, err := again.Enrol(ctx)
 	require.NoError(t, err)
-	if second.Certificate.Equal(first.Certificate) {
-		t.Error("the certificate is still over the old key")
-	}
-	if s, err := again.Status(ctx); err != nil || s.NeedsEnrolment() {
-		t.Errorf("status after another enrolment: %+v, %v", s, err)
-	}
+	assert.NotEqual(t, first.Certificate.Raw, second.Certificate.Raw, "the certificate is over the new key")
+	s, err = again.Status(ctx)
+	require.NoError(t, err)
+	assert.False(t, s.NeedsEnrolment(), "after another enrolment")
 
 	// Another key in its place: the certificate is not over it.
 	other := newKeys(t, new(store.Mem))
@@ -189,9 +187,9 @@ func TestLostDeviceKey(t *testing.T) {
 	swapped := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.KeyStore = mixedKeys{cfg.KeyStore, other} })
 	_, err = swapped.HubTLSConfig(ctx)
 	assert.ErrorIs(t, err, quarklink.ErrGeneral, "HubTLSConfig with another device key")
-	if s, err := swapped.Status(ctx); err != nil || !s.NeedsEnrolment() {
-		t.Errorf("status with another device key: %+v, %v", s, err)
-	}
+	s, err = swapped.Status(ctx)
+	require.NoError(t, err)
+	assert.True(t, s.NeedsEnrolment(), "with another device key")
 }
 
 // mixedKeys takes its keys from two stores.

@@ -2,11 +2,9 @@ package quarklink_test
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,6 +17,10 @@ import (
 	"github.com/quarklink-go/quarklink/quarklinktest"
 	"github.com/quarklink-go/quarklink/store"
 )
+
+// enrolSteps are the calls of an enrolment, in order.
+var enrolSteps = []quarklinktest.Call{quarklinktest.CallTemporary, quarklinktest.CallCACerts,
+	quarklinktest.CallEnrol, quarklinktest.CallConnection}
 
 // TestEnrolPowerCut cuts power at every write of an enrolment. The next start
 // carries on, and the instance has issued exactly one device certificate.
@@ -64,14 +66,14 @@ func TestEnrolPowerCut(t *testing.T) {
 // TestEnrolLost loses one request or one answer of each step: the client asks
 // again, and still there is exactly one device certificate.
 func TestEnrolLost(t *testing.T) {
-	steps := []quarklinktest.Call{quarklinktest.CallTemporary, quarklinktest.CallCACerts, quarklinktest.CallEnrol, quarklinktest.CallConnection}
 	faults := map[string]quarklinktest.Fault{
 		"request lost": quarklinktest.LoseRequest(), "answer lost": quarklinktest.LoseAnswer(), "answer cut off": quarklinktest.CutOff(10),
 		"unavailable": quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 7*time.Second),
 		"hold":        quarklinktest.Hold(5 * time.Second),
 	}
+	wait := map[string]time.Duration{"unavailable": 7 * time.Second, "hold": 5 * time.Second}
 	for name, fault := range faults {
-		for _, step := range steps {
+		for _, step := range enrolSteps {
 			t.Run(fmt.Sprintf("%s/%s", step, name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					server, c := newMember(t, quarklinktest.Batch{})
@@ -80,12 +82,8 @@ func TestEnrolLost(t *testing.T) {
 					_, err := c.Enrol(t.Context())
 					require.NoError(t, err)
 					assert.Len(t, server.Certificates(c.DeviceID()), 1)
-					if got := server.Stats().Calls[step]; got != 2 {
-						t.Errorf("%d requests, want 2", got)
-					}
-					if took := time.Since(start); name == "unavailable" && took < 7*time.Second || name == "hold" && took < 5*time.Second {
-						t.Errorf("asked again after %v, sooner than told", took)
-					}
+					assert.Equal(t, 2, server.Stats().Calls[step], "requests")
+					assert.GreaterOrEqual(t, time.Since(start), wait[name], "it asks again no sooner than told")
 				})
 			})
 		}
@@ -110,13 +108,20 @@ func TestEnrolRefuses(t *testing.T) {
 		want   error
 		status int // HTTPStatus of the error
 	}{
-		{"revoked", quarklinktest.CallTemporary, quarklinktest.Refuse(403, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 403},
-		{"unknown", quarklinktest.CallTemporary, quarklinktest.Refuse(404, quarklinktest.ProblemDeviceUnknown, 0), quarklink.ErrDeviceDoesNotExist, 404},
-		{"CSR refused", quarklinktest.CallEnrol, quarklinktest.Refuse(400, quarklinktest.ProblemBadCSR, 0), quarklink.ErrGeneral, 400},
-		{"Azure", quarklinktest.CallConnection, quarklinktest.Refuse(500, quarklinktest.ProblemAzureProvisioning, 0), quarklink.ErrAzureProvisioning, 500},
-		{"not enrolled", quarklinktest.CallConnection, quarklinktest.Refuse(404, quarklinktest.ProblemNotEnrolled, 0), quarklink.ErrValueNotAvailable, 404},
-		{"always unavailable", quarklinktest.CallEnrol, quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 0), quarklink.ErrCommunication, 503},
-		{"never approved", quarklinktest.CallEnrol, quarklinktest.Hold(time.Second), quarklink.ErrValueNotAvailable, 202},
+		{"revoked", quarklinktest.CallTemporary,
+			quarklinktest.Refuse(403, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 403},
+		{"unknown", quarklinktest.CallTemporary,
+			quarklinktest.Refuse(404, quarklinktest.ProblemDeviceUnknown, 0), quarklink.ErrDeviceDoesNotExist, 404},
+		{"CSR refused", quarklinktest.CallEnrol,
+			quarklinktest.Refuse(400, quarklinktest.ProblemBadCSR, 0), quarklink.ErrGeneral, 400},
+		{"Azure", quarklinktest.CallConnection,
+			quarklinktest.Refuse(500, quarklinktest.ProblemAzureProvisioning, 0), quarklink.ErrAzureProvisioning, 500},
+		{"not enrolled", quarklinktest.CallConnection,
+			quarklinktest.Refuse(404, quarklinktest.ProblemNotEnrolled, 0), quarklink.ErrValueNotAvailable, 404},
+		{"always unavailable", quarklinktest.CallEnrol,
+			quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 0), quarklink.ErrCommunication, 503},
+		{"never approved", quarklinktest.CallEnrol,
+			quarklinktest.Hold(time.Second), quarklink.ErrValueNotAvailable, 202},
 		{"no page", quarklinktest.CallEnrol, page(404, "text/html", "<h1>Not found</h1>"), quarklink.ErrGeneral, 404},
 		{"login page", quarklinktest.CallEnrol, page(401, "text/html", "who are you?"), quarklink.ErrGeneral, 401},
 		{"another key", quarklinktest.CallEnrol, quarklinktest.WrongKey(), quarklink.ErrGeneral, 0},
@@ -124,20 +129,37 @@ func TestEnrolRefuses(t *testing.T) {
 		{"two certificates", quarklinktest.CallEnrol, quarklinktest.TwoCertificates(), quarklink.ErrGeneral, 0},
 		{"foreign issuer", quarklinktest.CallEnrol, quarklinktest.ForeignIssuer(), quarklink.ErrCACerts, 0},
 		{"foreign cacerts", quarklinktest.CallCACerts, quarklinktest.ForeignIssuer(), quarklink.ErrCACerts, 0},
-		{"cacerts of another type", quarklinktest.CallCACerts, page(200, "text/plain", "hello"), quarklink.ErrCACerts, 0},
+		{"cacerts of another type", quarklinktest.CallCACerts,
+			page(200, "text/plain", "hello"), quarklink.ErrCACerts, 0},
 		{"no cacerts", quarklinktest.CallCACerts, page(204, "text/plain", ""), quarklink.ErrCACerts, 204},
-		{"garbage for a certificate", quarklinktest.CallEnrol, page(200, "application/pkcs7-mime", "MII="), quarklink.ErrGeneral, 0},
+		{"garbage for a certificate", quarklinktest.CallEnrol,
+			page(200, "application/pkcs7-mime", "MII="), quarklink.ErrGeneral, 0},
 		{"damaged certificate", quarklinktest.CallEnrol, quarklinktest.Damage(2), quarklink.ErrGeneral, 0},
 		{"redirect to another host", quarklinktest.CallEnrol, redirect, quarklink.ErrCommunication, 0},
-		{"connection of another type", quarklinktest.CallConnection, page(200, "application/json", `{"type":"carrier_pigeon","endpoint":"x","port":1,"rootCA":""}`), quarklink.ErrGeneral, 0},
-		{"connection without a root", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":1,"rootCA":"none"}`), quarklink.ErrGeneral, 0},
-		{"connection to a strange host", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"a b/c","port":1,"rootCA":""}`), quarklink.ErrGeneral, 0},
-		{"connection to port 0", quarklinktest.CallConnection, page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":0,"rootCA":""}`), quarklink.ErrGeneral, 0},
-		{"database without a token", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"/x"}`), quarklink.ErrGeneral, 0},
-		{"database elsewhere", quarklinktest.CallConnection, page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"@elsewhere/","token":"eyJ"}`), quarklink.ErrGeneral, 0},
-		{"revoked, and told so as if it might pass", quarklinktest.CallEnrol, quarklinktest.Refuse(503, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 503},
-		{"connection that is no JSON", quarklinktest.CallConnection, page(200, "application/json", `{"type":`), quarklink.ErrGeneral, 0},
-		{"endless connection", quarklinktest.CallConnection, page(200, "application/json", strings.Repeat(" ", 70<<10)), quarklink.ErrGeneral, 0},
+		{"connection of another type", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"carrier_pigeon","endpoint":"x","port":1,"rootCA":""}`),
+			quarklink.ErrGeneral, 0},
+		{"connection without a root", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":1,"rootCA":"none"}`),
+			quarklink.ErrGeneral, 0},
+		{"connection to a strange host", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"iot_hub","endpoint":"a b/c","port":1,"rootCA":""}`),
+			quarklink.ErrGeneral, 0},
+		{"connection to port 0", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":0,"rootCA":""}`),
+			quarklink.ErrGeneral, 0},
+		{"database without a token", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"/x"}`),
+			quarklink.ErrGeneral, 0},
+		{"database elsewhere", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"@elsewhere/","token":"eyJ"}`),
+			quarklink.ErrGeneral, 0},
+		{"revoked, and told so as if it might pass", quarklinktest.CallEnrol,
+			quarklinktest.Refuse(503, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 503},
+		{"connection that is no JSON", quarklinktest.CallConnection,
+			page(200, "application/json", `{"type":`), quarklink.ErrGeneral, 0},
+		{"endless connection", quarklinktest.CallConnection,
+			page(200, "application/json", strings.Repeat(" ", 70<<10)), quarklink.ErrGeneral, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -145,16 +167,12 @@ func TestEnrolRefuses(t *testing.T) {
 				server.Fault(test.step, test.fault)
 				_, err := c.Enrol(t.Context())
 				var e *quarklink.Error
-				if !errors.Is(err, test.want) || !errors.As(err, &e) {
-					t.Fatalf("error %v, want %v", err, test.want)
-				}
+				require.ErrorIs(t, err, test.want)
+				require.ErrorAs(t, err, &e)
 				onlyCode(t, err)
-				if e.HTTPStatus != test.status {
-					t.Errorf("HTTPStatus %d, want %d", e.HTTPStatus, test.status)
-				}
-				if len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\n\x00") {
-					t.Errorf("not an error for people: %q", err)
-				}
+				assert.Equal(t, test.status, e.HTTPStatus)
+				assert.LessOrEqual(t, len(err.Error()), 1000, "length of an error for people")
+				assert.NotRegexp(t, "[\\n\\x00]", err.Error())
 				_, err = c.Enrolment()
 				assert.ErrorIs(t, err, quarklink.ErrNoEnrolment, "enrolled all the same")
 				server.ClearFaults()
@@ -167,8 +185,11 @@ func TestEnrolRefuses(t *testing.T) {
 					t.Fatal("no error the second time")
 				}
 				kept, err := c.Enrolment()
-				if err != nil || !kept.Certificate.Equal(good.Certificate) || !slices.EqualFunc(kept.CACerts, good.CACerts, (*x509.Certificate).Equal) {
-					t.Errorf("the old enrolment is not what it was: %v", err)
+				require.NoError(t, err)
+				assert.Equal(t, good.Certificate.Raw, kept.Certificate.Raw)
+				require.Len(t, kept.CACerts, len(good.CACerts))
+				for i, cert := range good.CACerts {
+					assert.Equal(t, cert.Raw, kept.CACerts[i].Raw, "cacerts %d", i)
 				}
 				assert.Len(t, server.Certificates(c.DeviceID()), 1)
 			})
@@ -178,7 +199,7 @@ func TestEnrolRefuses(t *testing.T) {
 
 // TestCancel ends an enrolment at each of its steps.
 func TestCancel(t *testing.T) {
-	for _, step := range []quarklinktest.Call{quarklinktest.CallTemporary, quarklinktest.CallCACerts, quarklinktest.CallEnrol, quarklinktest.CallConnection} {
+	for _, step := range enrolSteps {
 		t.Run(string(step), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server, c := newMember(t, quarklinktest.Batch{})
@@ -187,12 +208,9 @@ func TestCancel(t *testing.T) {
 				defer cancel()
 				start := time.Now()
 				_, err := c.Enrol(ctx)
-				if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, quarklink.ErrCommunication) {
-					t.Errorf("error %v, want the context's and no code", err)
-				}
-				if took := time.Since(start); took > time.Minute+time.Second {
-					t.Errorf("it took %v to notice", took)
-				}
+				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				assert.NotErrorIs(t, err, quarklink.ErrCommunication)
+				assert.LessOrEqual(t, time.Since(start), time.Minute+time.Second)
 				_, err = c.Enrol(t.Context())
 				assert.NoError(t, err, "afterwards")
 				assert.Len(t, server.Certificates(c.DeviceID()), 1)

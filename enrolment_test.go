@@ -23,12 +23,12 @@ func TestDatabaseDirect(t *testing.T) {
 		func(cfg *quarklink.Config) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 	e, err := c.Enrol(t.Context())
 	require.NoError(t, err)
-	if e.Hub != nil || e.Database == nil || string(e.Database.Token) != "eyJ.secret.token" || e.Database.URI != "/app/x/endpoint" {
-		t.Errorf("enrolment leads to %+v, %+v", e.Hub, e.Database)
-	}
-	if shown := fmt.Sprintf("%v %+v %#v", e, *e.Database, e.Database); strings.Contains(shown+log.String(), "secret.token") {
-		t.Error("the token shows")
-	}
+	assert.Nil(t, e.Hub)
+	require.NotNil(t, e.Database)
+	assert.Equal(t, "eyJ.secret.token", string(e.Database.Token))
+	assert.Equal(t, "/app/x/endpoint", e.Database.URI)
+	assert.NotContains(t, fmt.Sprintf("%v %+v %#v", e, *e.Database, e.Database), "secret.token")
+	assert.NotContains(t, log.String(), "secret.token")
 	_, err = c.HubTLSConfig(t.Context())
 	assert.ErrorIs(t, err, quarklink.ErrValueNotAvailable, "HubTLSConfig")
 }
@@ -50,9 +50,9 @@ func TestDamagedEnrolment(t *testing.T) {
 	again := newClient(t, st, at(server))
 	_, err = again.Enrolment()
 	assert.ErrorIs(t, err, quarklink.ErrStorage, "damaged enrolment")
-	if s, err := again.Status(ctx); err != nil || !s.NeedsEnrolment() {
-		t.Errorf("status with a damaged enrolment: %+v, %v", s, err)
-	}
+	s, err := again.Status(ctx)
+	require.NoError(t, err)
+	assert.True(t, s.NeedsEnrolment(), "with a damaged enrolment")
 	_, err = again.Enrol(ctx)
 	require.NoError(t, err)
 	_, err = again.Enrolment()

@@ -572,9 +572,9 @@ func TestHub(t *testing.T) {
 		conn, err := tls.Dial("tcp", l.Addr().String(), cfg)
 		require.NoError(t, err)
 		defer conn.Close()
-		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.TrimSpace(line) != string(c.DeviceID()) {
-			t.Errorf("the hub sees %q, %v", line, err)
-		}
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		require.NoError(t, err)
+		assert.Equal(t, string(c.DeviceID()), strings.TrimSpace(line), "whom the hub sees")
 	})
 	for _, version := range []string{"-tls1_3", "-tls1_2"} {
 		t.Run("openssl"+version, func(t *testing.T) {
@@ -583,9 +583,9 @@ func TestHub(t *testing.T) {
 			require.NoError(t, err)
 			defer conn.Close()
 			fmt.Fprint(conn, "quark\n")
-			if line, err := bufio.NewReader(conn).ReadString('\n'); line != "krauq\n" {
-				t.Errorf("openssl s_server -rev answered %q, %v", line, err)
-			}
+			line, err := bufio.NewReader(conn).ReadString('\n')
+			require.NoError(t, err)
+			assert.Equal(t, "krauq\n", line, "openssl s_server -rev")
 		})
 	}
 }
@@ -604,9 +604,9 @@ func TestHubDuringUpdate(t *testing.T) {
 		}()
 		synctest.Wait()
 		start := time.Now()
-		if _, err := c.HubTLSConfig(t.Context()); err != nil || time.Since(start) > 0 {
-			t.Errorf("HubTLSConfig: %v after %v", err, time.Since(start))
-		}
+		_, err = c.HubTLSConfig(t.Context())
+		require.NoError(t, err)
+		assert.Zero(t, time.Since(start), "what HubTLSConfig waited")
 		assert.NoError(t, <-done)
 	})
 }

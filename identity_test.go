@@ -295,9 +295,8 @@ func TestDeviceIDWithOpenSSL(t *testing.T) {
 	sum.Stdin = strings.NewReader(string(der))
 	line, err := sum.Output()
 	require.NoError(t, err)
-	if got, _, _ := strings.Cut(string(line), " "); got != string(c.DeviceID()) {
-		t.Errorf("openssl says %s, the DeviceID is %s", got, c.DeviceID())
-	}
+	got, _, _ := strings.Cut(string(line), " ")
+	assert.Equal(t, got, string(c.DeviceID()), "openssl makes the same of the key")
 }
 
 var errChip = errors.New("the chip does not answer")
@@ -325,21 +324,18 @@ func TestBrokenSigner(t *testing.T) {
 			cfg.KeyStore = keystore.Static(brokenSigner{key, &left})
 		})
 		_, err := c.Enrol(t.Context())
-		if !errors.Is(err, errChip) || errors.Is(err, quarklink.ErrCommunication) {
-			t.Errorf("a key that makes %d signatures: %v", signatures, err)
-		}
+		assert.ErrorIs(t, err, errChip, "a key that makes %d signatures", signatures)
+		assert.NotErrorIs(t, err, quarklink.ErrCommunication, "a key that makes %d signatures", signatures)
 	}
 	for _, keys := range []keystore.KeyStore{keystore.Static(nil), nilKeys{}} {
-		if _, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys}); err == nil {
-			t.Error("New with no key at all")
-		}
+		_, err := quarklink.New(t.Context(), quarklink.Config{KeyStore: keys})
+		assert.Error(t, err, "New with no key at all")
 	}
 	_, c := newMember(t, quarklinktest.Batch{}, func(cfg *quarklink.Config) {
 		cfg.Transport = transport.Func(func(context.Context) (net.Conn, error) { return nil, nil })
 	})
-	if _, err := c.Status(t.Context()); err == nil {
-		t.Error("a status over no stream at all")
-	}
+	_, err = c.Status(t.Context())
+	assert.Error(t, err, "a status over no stream at all")
 }
 
 // nilKeys has no keys, and makes none either.
@@ -349,14 +345,14 @@ func (nilKeys) Generate(context.Context, keystore.Role) (crypto.Signer, error) {
 
 func TestParseDeviceID(t *testing.T) {
 	good := strings.Repeat("0123456789abcdef", 4)
-	if id, err := quarklink.ParseDeviceID(good); err != nil || string(id) != good {
-		t.Errorf("good DeviceID: %q, %v", id, err)
-	}
+	id, err := quarklink.ParseDeviceID(good)
+	require.NoError(t, err)
+	assert.Equal(t, good, string(id))
 	for _, bad := range []string{
 		"", good[1:], good + "0", strings.ToUpper(good), " " + good[1:], good[:63] + "\n", good[:63] + "g", good[:62] + "é",
 	} {
-		if id, err := quarklink.ParseDeviceID(bad); !errors.Is(err, quarklink.ErrInvalidParameter) || id != "" {
-			t.Errorf("ParseDeviceID(%q) = %q, %v", bad, id, err)
-		}
+		id, err := quarklink.ParseDeviceID(bad)
+		assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "%q", bad)
+		assert.Empty(t, id, "%q", bad)
 	}
 }

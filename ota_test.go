@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -85,40 +84,38 @@ func TestFirmwareUpdate(t *testing.T) {
 	ctx := t.Context()
 	slot := newSlot(t, 1<<20)
 	options := quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, key)}}
-	if done, err := c.FirmwareUpdate(ctx, options); !errors.Is(err, quarklink.ErrNoUpdate) || done.Installed {
-		t.Errorf("no update due: %+v, %v", done, err)
-	}
+	done, err := c.FirmwareUpdate(ctx, options)
+	assert.ErrorIs(t, err, quarklink.ErrNoUpdate)
+	assert.False(t, done.Installed)
 	require.NoError(t, server.Publish("batch", quarklinktest.Firmware{Image: bytes.NewReader(plain)}))
 	var steps []int64
 	options.Progress = func(done, total int64) {
-		if total != 2*sector {
-			t.Errorf("total %d", total)
-		}
+		assert.EqualValues(t, 2*sector, total)
 		steps = append(steps, done)
 	}
-	done, err := c.FirmwareUpdate(ctx, options)
+	done, err = c.FirmwareUpdate(ctx, options)
 	require.NoError(t, err)
-	if !done.Installed || done.Manifest.Version != "1.8.1" || done.Manifest.Name != "blinky" || slot.active != done.Manifest.Size {
-		t.Errorf("installed %+v, active %d", done, slot.active)
-	}
-	if len(steps) < 2 || steps[0] != 0 || steps[len(steps)-1] != 2*sector {
-		t.Errorf("progress %v", steps)
-	}
-	if o := server.Outcomes(c.DeviceID()); len(o) != 1 || o[0].Outcome != "installed" || o[0].SHA256 != done.Manifest.SHA256 {
-		t.Errorf("the instance was told %+v", o)
-	}
-	if n := server.Stats().Handshakes; n != 1 {
-		t.Errorf("%d handshakes", n)
-	}
+	assert.True(t, done.Installed)
+	assert.Equal(t, "1.8.1", done.Manifest.Version)
+	assert.Equal(t, "blinky", done.Manifest.Name)
+	assert.Equal(t, done.Manifest.Size, slot.active)
+	require.GreaterOrEqual(t, len(steps), 2)
+	assert.Zero(t, steps[0])
+	assert.EqualValues(t, 2*sector, steps[len(steps)-1])
+	told := server.Outcomes(c.DeviceID())
+	require.Len(t, told, 1)
+	assert.Equal(t, "installed", told[0].Outcome)
+	assert.Equal(t, done.Manifest.SHA256, told[0].SHA256)
+	assert.Equal(t, 1, server.Stats().Handshakes)
 
 	// The device restarts and says what it runs: nothing is due any more.
 	again := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) {
 		cfg.Firmware = quarklink.FirmwareInfo{Version: `1.8.1 "beta\`, SHA256: done.Manifest.SHA256, Chip: "esp32c3"}
 	})
 	require.NoError(t, server.AddDevices("batch", again.DeviceID()))
-	if s, err := again.Status(ctx); err != nil || s.Firmware != nil {
-		t.Errorf("after the update: %+v, %v", s, err)
-	}
+	s, err := again.Status(ctx)
+	require.NoError(t, err)
+	assert.Nil(t, s.Firmware, "what is due after the update")
 	cfg := quarklink.Config{KeyStore: newKeys(t, new(store.Mem)), Firmware: quarklink.FirmwareInfo{Version: "1\n"}}
 	_, err = quarklink.New(ctx, cfg)
 	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "a version with a newline")
@@ -203,21 +200,24 @@ func TestFirmwareRefused(t *testing.T) {
 				}
 				done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot,
 					Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, keys[0])}})
-				if !errors.Is(err, test.want) || test.also != nil && !errors.Is(err, test.also) {
-					t.Errorf("error %v, want %v (%v)", err, test.want, test.also)
+				assert.ErrorIs(t, err, test.want)
+				if test.also != nil {
+					assert.ErrorIs(t, err, test.also)
 				}
 				onlyCode(t, err)
-				if done.Installed || slot.active != 0 {
-					t.Error("installed all the same")
-				}
-				if done.Manifest.SHA256 == [32]byte{} {
-					t.Error("which image that was is not said")
-				}
+				assert.False(t, done.Installed)
+				assert.Zero(t, slot.active)
+				assert.NotZero(t, done.Manifest.SHA256, "which image that was")
 				var e *quarklink.Error
 				told := server.Outcomes(c.DeviceID())
-				if !errors.As(err, &e) || test.tell != (len(told) == 1) || test.tell && (told[0].Outcome != "failed" || told[0].Code != e.Code) {
-					t.Errorf("the instance was told %+v of %v", told, err)
+				require.ErrorAs(t, err, &e)
+				if !test.tell {
+					assert.Empty(t, told)
+					return
 				}
+				require.Len(t, told, 1)
+				assert.Equal(t, "failed", told[0].Outcome)
+				assert.Equal(t, e.Code, told[0].Code)
 			})
 		})
 	}
@@ -234,16 +234,14 @@ func body(s *quarklinktest.Server, b []byte) {
 func TestFirmwareOptions(t *testing.T) {
 	_, c := newMember(t, asIs(signed(t, image.ESP32C3)))
 	slot := newSlot(t, 1<<20)
-	if _, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot}); !errors.Is(err, quarklink.ErrNoVerifier) || !errors.Is(err, quarklink.ErrInvalidParameter) {
-		t.Errorf("without a verifier: %v", err)
-	}
-	_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Verifier: anything})
+	_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot})
+	assert.ErrorIs(t, err, quarklink.ErrNoVerifier)
+	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter)
+	_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Verifier: anything})
 	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "without a slot")
 	_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{}})
 	assert.ErrorIs(t, err, secureboot.ErrNoTrustedKey, "with a verifier that trusts nobody")
-	if slot.active != 0 {
-		t.Error("activated")
-	}
+	assert.Zero(t, slot.active)
 }
 
 // TestFirmwareChanges publishes another image while the first is being asked
@@ -257,9 +255,8 @@ func TestFirmwareChanges(t *testing.T) {
 		w.WriteHeader(http.StatusPreconditionFailed)
 	})).Times(1))
 	done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
-	if err != nil || done.Manifest.SHA256 != sha256.Sum256(second) {
-		t.Errorf("installed %x, %v", done.Manifest.SHA256, err)
-	}
+	require.NoError(t, err)
+	assert.Equal(t, sha256.Sum256(second), [32]byte(done.Manifest.SHA256))
 }
 
 func TestFirmwareCancelled(t *testing.T) {
@@ -270,9 +267,9 @@ func TestFirmwareCancelled(t *testing.T) {
 		defer cancel()
 		slot := newSlot(t, 1<<20)
 		_, err := c.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: slot, Verifier: anything})
-		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, quarklink.ErrConnectionLost) || slot.active != 0 {
-			t.Errorf("error %v, active %d", err, slot.active)
-		}
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.NotErrorIs(t, err, quarklink.ErrConnectionLost)
+		assert.Zero(t, slot.active)
 	})
 }
 
@@ -283,12 +280,11 @@ func TestOutcomeDetailIsBounded(t *testing.T) {
 		Verifier: verifierFunc(func(context.Context, io.ReaderAt, int64) error {
 			return fmt.Errorf("%w: %s", quarklink.ErrUpdate, long)
 		})})
-	if !errors.Is(err, quarklink.ErrUpdate) {
-		t.Error(err)
-	}
-	if o := server.Outcomes(c.DeviceID()); len(o) != 1 || len(o[0].Detail) > 256 || o[0].Code != quarklink.CodeUpdate {
-		t.Errorf("told %+v", o)
-	}
+	assert.ErrorIs(t, err, quarklink.ErrUpdate)
+	told := server.Outcomes(c.DeviceID())
+	require.Len(t, told, 1)
+	assert.LessOrEqual(t, len(told[0].Detail), 256)
+	assert.Equal(t, quarklink.CodeUpdate, told[0].Code)
 }
 
 // TestOutcomeIsBounded: what is installed should run, whether or not the
@@ -304,9 +300,9 @@ func TestOutcomeIsBounded(t *testing.T) {
 				server.Fault(quarklinktest.CallOutcome, fault)
 				start := time.Now()
 				done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
-				if err != nil || !done.Installed || time.Since(start) > time.Minute {
-					t.Errorf("installed %v, %v, after %v", done.Installed, err, time.Since(start))
-				}
+				require.NoError(t, err)
+				assert.True(t, done.Installed)
+				assert.LessOrEqual(t, time.Since(start), time.Minute)
 			})
 		})
 	}
@@ -320,9 +316,7 @@ func TestFirmwareNeverDecided(t *testing.T) {
 	if _, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything}); err == nil {
 		t.Error("no error")
 	}
-	if n := server.Stats().Calls[quarklinktest.CallFirmware]; n > 5 {
-		t.Errorf("asked %d times", n)
-	}
+	assert.LessOrEqual(t, server.Stats().Calls[quarklinktest.CallFirmware], 5)
 }
 
 // TestVerifiersCode: a Verifier may wrap the code that its error stands for.
@@ -331,9 +325,7 @@ func TestVerifiersCode(t *testing.T) {
 		server, c := newMember(t, asIs([]byte("image")))
 		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20),
 			Verifier: verifierFunc(func(context.Context, io.ReaderAt, int64) error { return fmt.Errorf("mine: %w", want) })})
-		if !errors.Is(err, want) {
-			t.Errorf("error %v, want %v", err, want)
-		}
+		assert.ErrorIs(t, err, want)
 		onlyCode(t, err)
 		if told := server.Outcomes(c.DeviceID()); len(told) != 1 || told[0].Code != want {
 			t.Errorf("told %+v", told)
@@ -356,9 +348,7 @@ func TestVerdictStands(t *testing.T) {
 					time.AfterFunc(5*time.Second, func() { c.Close() })
 				}
 				_, err := c.FirmwareUpdate(ctx, quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: refuse})
-				if !errors.Is(err, quarklink.ErrWrongSignature) {
-					t.Errorf("error %v", err)
-				}
+				assert.ErrorIs(t, err, quarklink.ErrWrongSignature)
 				onlyCode(t, err)
 			})
 		})
@@ -388,8 +378,9 @@ func TestOutcomeLeavesTheLineFree(t *testing.T) {
 		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: slow})
 		require.NoError(t, err)
 		start := time.Now()
-		if _, err := c.Status(t.Context()); err != nil || time.Since(start) > time.Second || dials != 3 {
-			t.Errorf("status: %v after %v, %d dials", err, time.Since(start), dials)
-		}
+		_, err = c.Status(t.Context())
+		require.NoError(t, err)
+		assert.LessOrEqual(t, time.Since(start), time.Second)
+		assert.Equal(t, 3, dials)
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -79,43 +78,32 @@ func TestProvisionBlankDevice(t *testing.T) {
 		assert.ErrorIs(t, err, quarklink.ErrNothingStored, "Enrolment of a blank device")
 		network, err := c.Provision(t.Context(), port, quarklink.ProvisionOptions{})
 		require.NoError(t, err)
-		if network != (quarklink.Network{SSID: "lab", Password: "correct horse"}) {
-			t.Errorf("network: %q, %q", network.SSID, string(network.Password))
-		}
-		if !slices.Equal(port.asked(), everything) {
-			t.Errorf("asked for %q, want %q", port.asked(), everything)
-		}
-		if told != string(c.DeviceID()) {
-			t.Errorf("the tool was told %q, the DeviceID is %q", told, c.DeviceID())
-		}
+		assert.Equal(t, quarklink.Network{SSID: "lab", Password: "correct horse"}, network)
+		assert.Equal(t, everything, port.asked())
+		assert.Equal(t, string(c.DeviceID()), told, "what the tool was told")
 
 		// After a restart everything is known, and only the DeviceID is sent.
 		again := newClient(t, st)
-		if again.DeviceID() != c.DeviceID() {
-			t.Error("another identity after a restart")
-		}
+		assert.Equal(t, c.DeviceID(), again.DeviceID(), "after a restart")
 		i, err := again.Instance()
-		if err != nil || i.Endpoint != "instance.example" || i.Port != 6001 || !i.Root.Equal(root) {
-			t.Errorf("instance after a restart: %+v, %v", i, err)
-		}
+		require.NoError(t, err)
+		assert.Equal(t, "instance.example", i.Endpoint)
+		assert.EqualValues(t, 6001, i.Port)
+		assert.Equal(t, root.Raw, i.Root.Raw)
 		_, err = again.Enrolment()
 		assert.ErrorIs(t, err, quarklink.ErrNoEnrolment, "Enrolment of a provisioned device")
 		port.sent.Reset()
 		network, err = again.Provision(t.Context(), port, quarklink.ProvisionOptions{})
-		if err != nil || network.SSID != "lab" {
-			t.Errorf("second Provision: %+v, %v", network, err)
-		}
-		if !slices.Equal(port.asked(), []string{"deviceID"}) {
-			t.Errorf("second Provision asked for %q", port.asked())
-		}
+		require.NoError(t, err)
+		assert.Equal(t, "lab", network.SSID)
+		assert.Equal(t, []string{"deviceID"}, port.asked())
 
 		// The Wi-Fi did not work: ask for another one.
 		tool.SSID = "field"
 		port = cable(t, tool)
 		network, err = again.Provision(t.Context(), port, quarklink.ProvisionOptions{NewNetwork: true})
-		if err != nil || network.SSID != "field" {
-			t.Errorf("Provision with NewNetwork: %+v, %v", network, err)
-		}
+		require.NoError(t, err)
+		assert.Equal(t, "field", network.SSID)
 	})
 }
 
@@ -126,12 +114,10 @@ func TestProvisionWithoutWiFi(t *testing.T) {
 		c := newClient(t, new(store.Mem))
 		_, err := c.Provision(t.Context(), port, quarklink.ProvisionOptions{NoNetwork: true})
 		require.NoError(t, err)
-		if !slices.Equal(port.asked(), everything[2:]) {
-			t.Errorf("asked for %q", port.asked())
-		}
-		if i, _ := c.Instance(); i.Port != quarklink.DefaultPort {
-			t.Errorf("port %d, want the default", i.Port)
-		}
+		assert.Equal(t, everything[2:], port.asked())
+		i, err := c.Instance()
+		require.NoError(t, err)
+		assert.EqualValues(t, quarklink.DefaultPort, i.Port)
 	})
 }
 
@@ -204,12 +190,9 @@ func TestProvisionRefuses(t *testing.T) {
 					require.NoError(t, err)
 					return
 				}
-				if !errors.Is(err, quarklink.ErrCommunication) {
-					t.Fatalf("error %v, want ErrCommunication", err)
-				}
-				if strings.Contains(err.Error(), "correct horse") || strings.Contains(err.Error(), "short") {
-					t.Errorf("the error shows the password: %v", err)
-				}
+				require.ErrorIs(t, err, quarklink.ErrCommunication)
+				assert.NotContains(t, err.Error(), "correct horse")
+				assert.NotContains(t, err.Error(), "short")
 				// Nothing is lost: a good tool is asked only for the rest.
 				_, err = c.Provision(t.Context(), answer(t, good), quarklink.ProvisionOptions{})
 				assert.NoError(t, err, "afterwards, with a good tool")
@@ -225,9 +208,10 @@ func TestProvisionObeysContext(t *testing.T) {
 		defer cancel()
 		_, err := c.Provision(ctx, answer(t, nil), quarklink.ProvisionOptions{})
 		var e *quarklink.Error
-		if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &e) || e.Code != 0 || errors.Is(err, quarklink.ErrCommunication) {
-			t.Errorf("error %v (%+v), want the context's and no code", err, e)
-		}
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.NotErrorIs(t, err, quarklink.ErrCommunication)
+		require.ErrorAs(t, err, &e)
+		assert.Zero(t, e.Code)
 	})
 }
 

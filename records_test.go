@@ -11,8 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -319,13 +317,13 @@ func TestFullDisk(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, server.Expire(c.DeviceID()))
 	st.full = true
-	if _, err := c.Enrol(t.Context()); !errors.Is(err, quarklink.ErrStorage) || !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("Enrol on a full disk: %v", err)
-	}
+	_, err = c.Enrol(t.Context())
+	assert.ErrorIs(t, err, quarklink.ErrStorage, "Enrol on a full disk")
+	assert.ErrorIs(t, err, syscall.ENOSPC, "Enrol on a full disk")
 	assert.ErrorIs(t, c.SetInstance(t.Context(), server.Instance()), quarklink.ErrStorage, "SetInstance on a full disk")
-	if e, err := c.Enrolment(); err != nil || !e.Certificate.Equal(first.Certificate) {
-		t.Errorf("the enrolment did not survive a full disk: %v", err)
-	}
+	e, err := c.Enrolment()
+	require.NoError(t, err)
+	assert.Equal(t, first.Certificate.Raw, e.Certificate.Raw, "the enrolment survives a full disk")
 	st.full = false
 	_, err = c.Enrol(t.Context())
 	assert.NoError(t, err, "with room again")
@@ -370,7 +368,5 @@ func TestPersistThenAct(t *testing.T) {
 		"enrolment cacerts=1 enrol=1 connection=0",
 		"enrolment cacerts=1 enrol=1 connection=1",
 	}
-	if !slices.Equal(st.log, want) {
-		t.Errorf("writes:\n%s\nwant\n%s", strings.Join(st.log, "\n"), strings.Join(want, "\n"))
-	}
+	assert.Equal(t, want, st.log)
 }

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -272,21 +271,15 @@ func TestHandshakes(t *testing.T) {
 	count := func(what string, want int, f func() error) {
 		t.Helper()
 		before := server.Stats().Handshakes
-		if err := f(); err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		if got := server.Stats().Handshakes - before; got != want {
-			t.Errorf("%s took %d handshakes, want %d", what, got, want)
-		}
+		require.NoError(t, f(), what)
+		assert.Equal(t, want, server.Stats().Handshakes-before, "handshakes of %s", what)
 	}
 	status := func() error { _, err := c.Status(ctx); return err }
 	count("enrolment", 2, func() error { _, err := c.Enrol(ctx); return err })
 	count("status of an enrolled device", 1, status)
 	count("status again", 0, status)
 	settle(func() bool { return server.Stats().Open == 1 })
-	if open := server.Stats().Open; open != 1 {
-		t.Errorf("%d connections are open, want one", open)
-	}
+	assert.Equal(t, 1, server.Stats().Open, "open connections")
 }
 
 // cableConn is a stream of a cable, which carries one at a time.
@@ -340,9 +333,7 @@ func TestOneStream(t *testing.T) {
 		}
 		_, err := c.Enrol(t.Context())
 		assert.NoError(t, err)
-		if dials < 30 {
-			t.Errorf("%d dials", dials)
-		}
+		assert.GreaterOrEqual(t, dials, 30)
 		c.Close()
 		if taken {
 			t.Error("a stream is open after Close")
@@ -357,12 +348,11 @@ func TestRetryAfter(t *testing.T) {
 		server.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(429, "", time.Hour))
 		start := time.Now()
 		_, err := c.Status(t.Context())
-		if after, ok := quarklink.RetryAfter(err); !ok || after != time.Hour || !errors.Is(err, quarklink.ErrCommunication) {
-			t.Errorf("RetryAfter(%v) = %v, %v", err, after, ok)
-		}
-		if time.Since(start) != 0 {
-			t.Errorf("waited %v for nothing", time.Since(start))
-		}
+		after, ok := quarklink.RetryAfter(err)
+		assert.True(t, ok)
+		assert.Equal(t, time.Hour, after)
+		assert.ErrorIs(t, err, quarklink.ErrCommunication)
+		assert.Zero(t, time.Since(start), "what the call waited")
 	})
 }
 
@@ -376,12 +366,10 @@ func TestAnotherRoot(t *testing.T) {
 	})
 	_, err := c.Enrol(t.Context())
 	var unverified *tls.CertificateVerificationError
-	if !errors.Is(err, quarklink.ErrCommunication) || !errors.As(err, &unverified) {
-		t.Errorf("error %v", err)
-	}
-	if stats := server.Stats(); stats.Requests != 0 || stats.Handshakes != 0 {
-		t.Errorf("the server got through: %+v", stats)
-	}
+	assert.ErrorIs(t, err, quarklink.ErrCommunication)
+	assert.ErrorAs(t, err, &unverified)
+	assert.Zero(t, server.Stats().Requests)
+	assert.Zero(t, server.Stats().Handshakes)
 	// With the right root it works, at once and after a restart.
 	require.NoError(t, c.SetInstance(t.Context(), server.Instance()))
 	_, err = c.Status(t.Context())
@@ -414,9 +402,10 @@ func TestAuthenticator(t *testing.T) {
 	assert.ErrorIs(t, c.SetInstance(t.Context(), i), quarklink.ErrInvalidParameter, "SetInstance")
 	blank := newClient(t, new(store.Mem), func(cfg *quarklink.Config) { cfg.Transport = modem })
 	line := &spy{Port: answer(t, nil)}
-	if _, err := blank.Provision(t.Context(), line, quarklink.ProvisionOptions{NoNetwork: true}); !errors.Is(err, quarklink.ErrInvalidParameter) || line.sent.Len() > 0 {
-		t.Errorf("Provision of an instance: %v, after asking %q", err, line.asked())
-	}
+	_, err = blank.Provision(t.Context(), line, quarklink.ProvisionOptions{NoNetwork: true})
+	assert.ErrorIs(t, err, quarklink.ErrInvalidParameter)
+	assert.Empty(t, line.asked())
+	assert.Zero(t, line.sent.Len(), "bytes sent")
 }
 
 // TestHungDial: an attempt to connect that leads nowhere ends with the call
@@ -442,12 +431,10 @@ func TestHungDial(t *testing.T) {
 		_, err := c.Status(ctx)
 		assert.ErrorIs(t, err, context.DeadlineExceeded, "the call that hung")
 		synctest.Wait()
-		if ended != 1 {
-			t.Error("the dial outlived its call")
-		}
-		if _, err := c.Status(t.Context()); err != nil || dials != 2 {
-			t.Errorf("the next call: %v, %d dials", err, dials)
-		}
+		assert.Equal(t, 1, ended, "dials that ended with their call")
+		_, err = c.Status(t.Context())
+		require.NoError(t, err, "the next call")
+		assert.Equal(t, 2, dials)
 	})
 }
 
@@ -460,9 +447,7 @@ func TestSilence(t *testing.T) {
 		start := time.Now()
 		_, err := c.Status(t.Context())
 		assert.ErrorIs(t, err, quarklink.ErrCommunication, "silence before the answer")
-		if took := time.Since(start); took > time.Hour {
-			t.Errorf("it took %v", took)
-		}
+		assert.LessOrEqual(t, time.Since(start), time.Hour)
 		server.ClearFaults()
 
 		server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -474,9 +459,7 @@ func TestSilence(t *testing.T) {
 		start = time.Now()
 		_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
 		assert.ErrorIs(t, err, quarklink.ErrConnectionLost, "silence in the middle of an image")
-		if took := time.Since(start); took > time.Hour {
-			t.Errorf("it took %v", took)
-		}
+		assert.LessOrEqual(t, time.Since(start), time.Hour)
 	})
 }
 
@@ -510,9 +493,9 @@ func TestAuthenticatorSeesItsKey(t *testing.T) {
 		}}
 	})
 	member(t, server, c, quarklinktest.Batch{})
-	if _, err := c.Enrol(t.Context()); err != nil || shown != 2 {
-		t.Errorf("%v, %d certificates shown", err, shown)
-	}
+	_, err = c.Enrol(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, 2, shown, "certificates that the modem was given")
 }
 
 // TestSilenceAfterIdle: a connection that was idle is as patient as a new one.
@@ -524,9 +507,10 @@ func TestSilenceAfterIdle(t *testing.T) {
 		time.Sleep(58 * time.Second)
 		server.Fault(quarklinktest.CallStatus, quarklinktest.Delay(90*time.Second))
 		start := time.Now()
-		if _, err := c.Status(t.Context()); err != nil || time.Since(start) != 90*time.Second || server.Stats().Handshakes != 1 {
-			t.Errorf("%v after %v, %d handshakes", err, time.Since(start), server.Stats().Handshakes)
-		}
+		_, err = c.Status(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, 90*time.Second, time.Since(start))
+		assert.Equal(t, 1, server.Stats().Handshakes)
 	})
 }
 

@@ -111,9 +111,9 @@ func TestOperator(t *testing.T) {
 	expect := func(when string, code quarklink.Code, needs bool) {
 		t.Helper()
 		s, err := c.Status(ctx)
-		if err != nil || s.Code() != code || s.NeedsEnrolment() != needs {
-			t.Errorf("%s: status %+v (%v), %v; want code %v, needs enrolment %v", when, s, s.Code(), err, code, needs)
-		}
+		require.NoError(t, err, when)
+		assert.Equal(t, code, s.Code(), when)
+		assert.Equal(t, needs, s.NeedsEnrolment(), when)
 	}
 	enrol := func() {
 		t.Helper()
@@ -155,9 +155,9 @@ func TestExpiredByTheClock(t *testing.T) {
 	require.NoError(t, err)
 	now = now.Add(2 * time.Hour)
 	s, err := c.Status(t.Context())
-	if err != nil || !s.CertificateExpired || !s.NeedsEnrolment() {
-		t.Errorf("two hours later: %+v, %v", s, err)
-	}
+	require.NoError(t, err)
+	assert.True(t, s.CertificateExpired)
+	assert.True(t, s.NeedsEnrolment())
 }
 
 func TestStatusOfAnotherDevice(t *testing.T) {
@@ -173,9 +173,9 @@ func TestStatusOfAnotherDevice(t *testing.T) {
 				w.Header().Set("Content-Type", "application/json")
 				fmt.Fprint(w, body)
 			})))
-			if s, err := c.Status(t.Context()); !errors.Is(err, quarklink.ErrGeneral) || s != (quarklink.Status{}) {
-				t.Errorf("status %+v, %v", s, err)
-			}
+			s, err := c.Status(t.Context())
+			assert.ErrorIs(t, err, quarklink.ErrGeneral)
+			assert.Equal(t, quarklink.Status{}, s)
 		})
 	}
 }
@@ -197,11 +197,7 @@ func TestStatusCode(t *testing.T) {
 		{quarklink.Status{State: quarklink.StatePendingRevoke, CertificateExpired: true}, quarklink.CodeCertificateExpired, false},
 		{quarklink.Status{}, quarklink.CodeGeneral, true},
 	} {
-		if got := test.status.Code(); got != test.code {
-			t.Errorf("%+v: code %d, want %d", test.status, int(got), int(test.code))
-		}
-		if got := test.status.NeedsEnrolment(); got != test.needs {
-			t.Errorf("%+v: needs enrolment %v, want %v", test.status, got, test.needs)
-		}
+		assert.Equal(t, test.code, test.status.Code(), "%+v", test.status)
+		assert.Equal(t, test.needs, test.status.NeedsEnrolment(), "%+v", test.status)
 	}
 }
