@@ -314,10 +314,12 @@ func (s *State) check(l *layout, w *write) error {
 	return nil
 }
 
-// CODING_SCHEME of the original ESP32.
+// CODING_SCHEME of the original ESP32. 3 means NONE too; 2, REPEAT, is
+// supported by nobody.
 const (
 	schemeNone          = 0
 	schemeThreeQuarters = 1
+	schemeNoneToo       = 3
 	schemeBit           = 192 // first bit, in BLOCK0
 )
 
@@ -325,7 +327,11 @@ func (s *State) scheme() byte {
 	if s.chip != ESP32 {
 		return schemeNone
 	}
-	return s.data[0][schemeBit/8] & 3
+	scheme := s.data[0][schemeBit/8] & schemeNoneToo
+	if scheme == schemeNoneToo {
+		return schemeNone
+	}
+	return scheme
 }
 
 // checkScheme applies the rules of the ESP32's CODING_SCHEME, which counts for
@@ -344,7 +350,7 @@ func (s *State) checkScheme(w *write) error {
 			return refuse("Secure Boot V2 needs CODING_SCHEME NONE")
 		case w.bootV2 && s.bit0(rdDisConfigESP32):
 			return refuse("CODING_SCHEME is read-protected")
-		case w.value[schemeBit/8]&3&^scheme != 0:
+		case w.value[schemeBit/8]&3&^s.data[0][schemeBit/8] != 0:
 			return refuse("CODING_SCHEME is set in the factory")
 		}
 		return nil

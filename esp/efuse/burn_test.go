@@ -127,7 +127,7 @@ func TestRefused(t *testing.T) {
 			batch(t, esp32, func(b *efuse.Batch) error { return b.SetBytes("BLOCK3", k) }), efuse.ErrCodingScheme},
 		{"ESP32: 32 bytes with 3/4, the last zero", threeQuarters,
 			batch(t, esp32, key(3, efuse.PurposeUser, append(ascending(24), make([]byte, 8)...))), efuse.ErrCodingScheme},
-		{"ESP32: unknown coding scheme", scheme(t, 3), batch(t, esp32, key(3, efuse.PurposeUser, ascending(24))),
+		{"ESP32: coding scheme REPEAT", scheme(t, 2), batch(t, esp32, key(3, efuse.PurposeUser, ascending(24))),
 			efuse.ErrCodingScheme},
 		{"ESP32: hidden field", after(t, esp32, batch(t, esp32, field("RD_DIS", 8))),
 			batch(t, esp32, field("FLASH_CRYPT_CONFIG", 15)), efuse.ErrProtected},
@@ -303,6 +303,15 @@ func TestESP32ThreeQuartersTakes24Bytes(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, burns)
 	assert.Equal(t, append(reversed(ascending(24)), make([]byte, 8)...), burns[0].Bits)
+}
+
+func TestESP32SchemeThreeIsNone(t *testing.T) {
+	b := batch(t, efuse.ESP32, key(2, efuse.PurposeSecureBootV2, ascending(32)), field("ABS_DONE_1", 1))
+	s, err := scheme(t, 3).Burn(b)
+	require.NoError(t, err)
+	got, err := s.Bytes("BLOCK2")
+	require.NoError(t, err)
+	assert.Equal(t, ascending(32), got)
 }
 
 func TestTablesHoldTogether(t *testing.T) {

@@ -55,7 +55,7 @@ func TestHiddenConfigurationOfTheESP32ReadsAsZero(t *testing.T) {
 	s, err := efuse.ParseRaw(efuse.ESP32, append(raw, make([]byte, 96)...))
 	require.NoError(t, err)
 	for name, want := range map[string]uint64{
-		"FLASH_CRYPT_CONFIG": 0, "CODING_SCHEME": 0, "KEY_STATUS": 0,
+		"FLASH_CRYPT_CONFIG": 0, "CODING_SCHEME": 0, "KEY_STATUS": 0, "BLK3_PART_RESERVE": 0,
 		"DISABLE_DL_CACHE": 1, "CONSOLE_DEBUG_DISABLE": 1, "WAFER_VERSION_MINOR": 3,
 	} {
 		got, err := s.Value(name)

@@ -182,6 +182,7 @@ func (s *State) hiddenBits(l *layout, block int) (m [blockSize]byte) {
 		}
 	}
 	if s.chip == ESP32 && block == 0 && s.bit0(rdDisConfigESP32) {
+		m[13] |= 0x40 // BLK3_PART_RESERVE
 		m[23] |= 0xF0 // FLASH_CRYPT_CONFIG
 		m[24] |= 0x03 // CODING_SCHEME
 		m[25] |= 0x04 // KEY_STATUS
@@ -190,7 +191,7 @@ func (s *State) hiddenBits(l *layout, block int) (m [blockSize]byte) {
 }
 
 // rdDisConfigESP32 is the fourth bit of the ESP32's RD_DIS: it hides
-// FLASH_CRYPT_CONFIG, CODING_SCHEME and KEY_STATUS.
+// BLK3_PART_RESERVE, FLASH_CRYPT_CONFIG, CODING_SCHEME and KEY_STATUS.
 const rdDisConfigESP32 = 19
 
 // hide makes read-protected bits zero.
