@@ -93,7 +93,6 @@ type life struct {
 	mu       sync.Mutex
 	excused  bool // there need be no certificate
 	ready    bool // and from the next answer on there has to be one
-	answered int  // answers to StepStatus
 	counts   map[string]int
 	downtime time.Duration
 	least    time.Duration // that a certificate had left while the instance was reachable
