@@ -35,7 +35,8 @@ func TestLife(t *testing.T) {
 	put := tool.OnDeviceID
 	tool.OnDeviceID = func(ctx context.Context, id string) error { // the device is not in the batch yet
 		_, err := reopen(t, st).Status(ctx)
-		assert.ErrorIs(t, err, quarklink.ErrDeviceDoesNotExist, "status before the tool has put the device into the batch")
+		assert.ErrorIs(t, err, quarklink.ErrDeviceDoesNotExist,
+			"status before the tool has put the device into the batch")
 		return put(ctx, id)
 	}
 	served := make(chan error)

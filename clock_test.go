@@ -19,7 +19,8 @@ import (
 
 // clockedMember is a device with a clock of its own, in a batch of an instance
 // that has been there for a year.
-func clockedMember(t *testing.T, device func(*quarklinktest.Server) time.Time, floor time.Time) (*quarklinktest.Server, *quarklink.Client) {
+func clockedMember(t *testing.T, device func(*quarklinktest.Server) time.Time, floor time.Time) (*quarklinktest.Server,
+	*quarklink.Client) {
 	t.Helper()
 	instance := founded
 	server := newServer(t, quarklinktest.Options{InMemory: true, Now: func() time.Time { return instance }})
@@ -60,13 +61,18 @@ func TestWrongClock(t *testing.T) {
 	}{
 		{"of 1970, TLS", fixed(time.Unix(0, 0)), time.Time{}, true, "it says 1970-01-01T00:00:00Z"},
 		{"the zero time, TLS", fixed(time.Time{}), time.Time{}, true, "it says 0001-01-01T00:00:00Z"},
-		{"a day behind, temporary certificate", fixed(today.AddDate(0, 0, -1).In(time.FixedZone("UTC+2", 7200))), time.Time{}, true,
-			"it says 2026-05-31T12:00:00Z, and a certificate that was issued just now is valid from 2026-06-01T11:55:00Z"},
+		{"a day behind, temporary certificate", fixed(today.AddDate(0, 0, -1).In(time.FixedZone("UTC+2", 7200))),
+			time.Time{}, true,
+			"it says 2026-05-31T12:00:00Z, and a certificate that " +
+				"was issued just now is valid from 2026-06-01T11:55:00Z"},
 		{"two years ahead, temporary certificate", fixed(today.AddDate(2, 0, 0)), time.Time{}, true,
-			"it says 2028-06-01T12:00:00Z, and a certificate that was issued just now is valid from 2026-06-01T11:55:00Z"},
-		{"a day behind, device certificate", setBack(today.AddDate(0, 0, -1)), time.Time{}, true, "it says 2026-05-31T12:00:00Z"},
+			"it says 2028-06-01T12:00:00Z, and a certificate that " +
+				"was issued just now is valid from 2026-06-01T11:55:00Z"},
+		{"a day behind, device certificate", setBack(today.AddDate(0, 0, -1)), time.Time{}, true,
+			"it says 2026-05-31T12:00:00Z"},
 		{"the zero time, device certificate", setBack(time.Time{}), time.Time{}, true, "it says 0001-01-01T00:00:00Z"},
-		{"two years ahead, device certificate", setBack(today.AddDate(2, 0, 0)), time.Time{}, true, "it says 2028-06-01T12:00:00Z"},
+		{"two years ahead, device certificate", setBack(today.AddDate(2, 0, 0)), time.Time{}, true,
+			"it says 2028-06-01T12:00:00Z"},
 		{"the instance's certificate has expired", fixed(today.AddDate(50, 0, 0)), time.Time{}, false, "expired"},
 		{"the same, above the floor", fixed(today.AddDate(50, 0, 0)), today.AddDate(50, 0, 0), false, "expired"},
 		{"the same, below the floor", fixed(today.AddDate(50, 0, 0)), today.AddDate(50, 0, 1), true,

@@ -87,7 +87,8 @@ func TestOversizedRecord(t *testing.T) {
 	assert.Equal(t, before.DeviceID(), c.DeviceID())
 	_, err := c.Enrolment()
 	assert.ErrorIs(t, err, quarklink.ErrStorage, "Enrolment")
-	assert.NoError(t, c.SetInstance(t.Context(), quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}), "SetInstance, which mends it")
+	assert.NoError(t, c.SetInstance(t.Context(),
+		quarklink.Instance{Endpoint: "instance.example", Root: newRoot(t, "root")}), "SetInstance, which mends it")
 }
 
 // TestRecordOfALaterVersion is refused, not misread.

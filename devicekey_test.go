@@ -184,7 +184,10 @@ func TestLostDeviceKey(t *testing.T) {
 	other := newKeys(t, new(store.Mem))
 	_, err = other.Generate(ctx, keystore.Device)
 	require.NoError(t, err)
-	swapped := newClient(t, st, at(server), func(cfg *quarklink.Config) { cfg.KeyStore = mixedKeys{cfg.KeyStore, other} })
+	swapped := newClient(t, st, at(server), func(cfg *quarklink.Config) {
+		cfg.KeyStore = mixedKeys{cfg.KeyStore,
+			other}
+	})
 	_, err = swapped.HubTLSConfig(ctx)
 	assert.ErrorIs(t, err, quarklink.ErrGeneral, "HubTLSConfig with another device key")
 	s, err = swapped.Status(ctx)

@@ -250,7 +250,8 @@ func TestManyIssuers(t *testing.T) {
 	for i := range 40 {
 		template := &x509.Certificate{SerialNumber: big.NewInt(int64(i + 1)),
 			NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<33, 0),
-			Subject: pkix.Name{CommonName: fmt.Sprintf("issuing CA number %d", i)}, IsCA: true, BasicConstraintsValid: true}
+			Subject: pkix.Name{CommonName: fmt.Sprintf("issuing CA number %d", i)}, IsCA: true,
+			BasicConstraintsValid: true}
 		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 		require.NoError(t, err)
 		cert, err := x509.ParseCertificate(der)
@@ -680,9 +681,13 @@ func TestForeignProfile(t *testing.T) {
 		{"a server's", func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		}, "clientAuth"},
-		{"any usage", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }, "clientAuth"},
+		{"any usage", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} },
+			"clientAuth"},
 		{"an organisation too", func(c *x509.Certificate) { c.Subject.Organization = []string{"Lab"} }, ""},
-		{"a server's too", func(c *x509.Certificate) { c.ExtKeyUsage = append(clientAuth, x509.ExtKeyUsageServerAuth) }, ""},
+		{"a server's too", func(c *x509.Certificate) {
+			c.ExtKeyUsage = append(clientAuth,
+				x509.ExtKeyUsageServerAuth)
+		}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			server, c := newMember(t, quarklinktest.Batch{})

@@ -67,9 +67,10 @@ func TestEnrolPowerCut(t *testing.T) {
 // again, and still there is exactly one device certificate.
 func TestEnrolLost(t *testing.T) {
 	faults := map[string]quarklinktest.Fault{
-		"request lost": quarklinktest.LoseRequest(), "answer lost": quarklinktest.LoseAnswer(), "answer cut off": quarklinktest.CutOff(10),
-		"unavailable": quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 7*time.Second),
-		"hold":        quarklinktest.Hold(5 * time.Second),
+		"request lost": quarklinktest.LoseRequest(), "answer lost": quarklinktest.LoseAnswer(),
+		"answer cut off": quarklinktest.CutOff(10),
+		"unavailable":    quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 7*time.Second),
+		"hold":           quarklinktest.Hold(5 * time.Second),
 	}
 	wait := map[string]time.Duration{"unavailable": 7 * time.Second, "hold": 5 * time.Second}
 	for name, fault := range faults {
@@ -149,10 +150,12 @@ func TestEnrolRefuses(t *testing.T) {
 			page(200, "application/json", `{"type":"iot_hub","endpoint":"x","port":0,"rootCA":""}`),
 			quarklink.ErrGeneral, 0},
 		{"database without a token", quarklinktest.CallConnection,
-			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"/x"}`),
+			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+
+				pemOf(newRoot(t, "db"))+`","uri":"/x"}`),
 			quarklink.ErrGeneral, 0},
 		{"database elsewhere", quarklinktest.CallConnection,
-			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+pemOf(newRoot(t, "db"))+`","uri":"@elsewhere/","token":"eyJ"}`),
+			page(200, "application/json", `{"type":"database_direct","endpoint":"x","port":1,"rootCA":"`+
+				pemOf(newRoot(t, "db"))+`","uri":"@elsewhere/","token":"eyJ"}`),
 			quarklink.ErrGeneral, 0},
 		{"revoked, and told so as if it might pass", quarklinktest.CallEnrol,
 			quarklinktest.Refuse(503, quarklinktest.ProblemDeviceRevoked, 0), quarklink.ErrDeviceRevoked, 503},

@@ -19,7 +19,8 @@ import (
 func TestDatabaseDirect(t *testing.T) {
 	var log strings.Builder
 	_, c := newMember(t, quarklinktest.Batch{Policy: quarklinktest.Policy{Database: &quarklink.Database{
-		Endpoint: "data.example", Port: 443, URI: "/app/x/endpoint", Database: "db", DataSource: "cluster", Token: "eyJ.secret.token"}}},
+		Endpoint: "data.example", Port: 443, URI: "/app/x/endpoint", Database: "db", DataSource: "cluster",
+		Token: "eyJ.secret.token"}}},
 		func(cfg *quarklink.Config) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 	e, err := c.Enrol(t.Context())
 	require.NoError(t, err)

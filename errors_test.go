@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"testing"
-	"time"
+
+	"github.com/stretchr/testify/assert"
 
 	"github.com/quarklink-go/quarklink"
 )
@@ -48,37 +48,30 @@ var codes = []struct {
 func TestCodes(t *testing.T) {
 	texts := map[string]bool{}
 	for _, test := range codes {
-		if int(test.code) != test.value {
-			t.Errorf("%v is %d, want %d", test.code, int(test.code), test.value)
-		}
-		if text := test.code.String(); texts[text] || strings.HasPrefix(text, "code ") {
-			t.Errorf("code %d has the text %q: missing or not its own", test.value, text)
-		} else {
-			texts[text] = true
-		}
+		assert.Equal(t, test.value, int(test.code), "%v", test.code)
+		text := test.code.String()
+		assert.NotContains(t, texts, text, "code %d shares its text", test.value)
+		assert.NotContains(t, text, "code ", "code %d has no text", test.value)
+		texts[text] = true
 		cause := fs.ErrClosed
 		err := fmt.Errorf("outer: %w", &quarklink.Error{Op: "test", Code: test.code, Err: cause})
-		if !errors.Is(err, cause) {
-			t.Errorf("code %d hides its cause", test.value)
-		}
+		assert.ErrorIs(t, err, cause, "code %d hides its cause", test.value)
 		for _, other := range codes {
 			if other.failure == nil {
 				continue
 			}
-			if got, want := errors.Is(err, other.failure), other.code == test.code; got != want {
-				t.Errorf("errors.Is(code %d, %v) = %v", test.value, other.failure, got)
-			}
+			assert.Equal(t, other.code == test.code, errors.Is(err, other.failure),
+				"errors.Is(code %d, %v)", test.value, other.failure)
 		}
 	}
-	if got := quarklink.Code(99).String(); got != "code 99" {
-		t.Errorf("unknown code: %q", got)
-	}
+	assert.Equal(t, "code 99", quarklink.Code(99).String())
 }
 
 func TestRetryAfterOfOtherErrors(t *testing.T) {
-	for _, err := range []error{nil, fs.ErrNotExist, context.Canceled, &quarklink.Error{Op: "x", Code: quarklink.CodeCommunication}} {
-		if d, ok := quarklink.RetryAfter(err); ok || d != time.Duration(0) {
-			t.Errorf("RetryAfter(%v) = %v, %v", err, d, ok)
-		}
+	for _, err := range []error{nil, fs.ErrNotExist, context.Canceled,
+		&quarklink.Error{Op: "x", Code: quarklink.CodeCommunication}} {
+		d, ok := quarklink.RetryAfter(err)
+		assert.False(t, ok, "%v", err)
+		assert.Zero(t, d, "%v", err)
 	}
 }

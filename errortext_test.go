@@ -63,11 +63,12 @@ func TestForeignProblems(t *testing.T) {
 		"https://" + strings.Repeat("x", 300): "",
 	} {
 		server, c := newMember(t, quarklinktest.Batch{})
-		server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/problem+json")
-			w.WriteHeader(http.StatusForbidden)
-			fmt.Fprintf(w, `{"type":%q}`, uri)
-		})))
+		server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(
+			func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/problem+json")
+				w.WriteHeader(http.StatusForbidden)
+				fmt.Fprintf(w, `{"type":%q}`, uri)
+			})))
 		_, err := c.Status(t.Context())
 		var e *quarklink.Error
 		require.ErrorAs(t, err, &e)
@@ -87,7 +88,8 @@ func TestDecidedIsNotRetried(t *testing.T) {
 				server.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(status, string(problem), 0))
 				_, err := c.Status(t.Context())
 				require.ErrorIs(t, err, problem)
-				assert.Equal(t, 1, server.Stats().Calls[quarklinktest.CallStatus], "requests after %s with %d", problem, status)
+				assert.Equal(t, 1, server.Stats().Calls[quarklinktest.CallStatus], "requests after %s with %d",
+					problem, status)
 			})
 		}
 	}
@@ -111,14 +113,17 @@ func TestTexts(t *testing.T) {
 	says(`quarklink: status: the instance does not know the device (30): ask for the status: HTTP 404 Not Found `+
 		`(urn:quarklink:error:device-unknown): "Not Found": "refused on purpose"`, status)
 	server.Fault(quarklinktest.CallCACerts, quarklinktest.ForeignIssuer())
-	says(`quarklink: enrol: certificate chain not acceptable (-3): device certificate: certificate was not issued under `+
+	says(`quarklink: enrol: certificate chain not acceptable (-3): device certificate: `+
+		`certificate was not issued under `+
 		`the CA certificates: its issuer is "CN=quarklinktest issuing", and there are 1: `+
 		`x509: certificate signed by unknown authority`, enrol)
 	server.Fault(quarklinktest.CallTemporary, quarklinktest.WrongKey())
-	says("quarklink: enrol: temporary certificate: est: simpleenroll: certificate is for another key than the request", enrol)
-	server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusSwitchingProtocols)
-	})))
+	says("quarklink: enrol: temporary certificate: est: simpleenroll: certificate is for another key than the request",
+		enrol)
+	server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(
+		func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusSwitchingProtocols)
+		})))
 	says("quarklink: status: ask for the status: HTTP 101 Switching Protocols", status)
 
 	_, err := newClient(t, new(store.Mem)).Status(t.Context())

@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/quarklink-go/quarklink"
@@ -57,7 +58,8 @@ func member(t testing.TB, server *quarklinktest.Server, c *quarklink.Client, b q
 }
 
 // newMember is a client in a batch of an in-memory server.
-func newMember(t testing.TB, b quarklinktest.Batch, change ...func(*quarklink.Config)) (*quarklinktest.Server, *quarklink.Client) {
+func newMember(t testing.TB, b quarklinktest.Batch, change ...func(*quarklink.Config)) (*quarklinktest.Server,
+	*quarklink.Client) {
 	t.Helper()
 	server := newServer(t, quarklinktest.Options{InMemory: true})
 	c := newClient(t, new(store.Mem), append([]func(*quarklink.Config){at(server)}, change...)...)
@@ -85,9 +87,9 @@ func onlyCode(t *testing.T, err error) {
 		}
 	}
 	var e *quarklink.Error
-	if len(found) != 1 || !errors.As(err, &e) || e.Code != found[0] {
-		t.Errorf("the error has the codes %v: %v", found, err)
-	}
+	require.Len(t, found, 1, "the codes of: %v", err)
+	require.ErrorAs(t, err, &e)
+	assert.Equal(t, found[0], e.Code)
 }
 
 // pemOf is a certificate as it stands in a JSON string.

@@ -325,7 +325,8 @@ func TestHubCertificateExpired(t *testing.T) {
 	_, dials := l.device.DialHub(t.Context())
 	for name, err := range map[string]error{"a handshake": l.connect(t, cfg), "HubTLSConfig": makes, "DialHub": dials} {
 		require.ErrorIs(t, err, quarklink.ErrGeneral, name)
-		assert.ErrorContains(t, err, "the device certificate expired on "+cert.NotAfter.UTC().Format(time.RFC3339), name)
+		assert.ErrorContains(t, err, "the device certificate expired on "+cert.NotAfter.UTC().Format(time.RFC3339),
+			name)
 		assert.ErrorContains(t, err, "enrol again", name)
 		onlyCode(t, err)
 	}
@@ -528,7 +529,8 @@ func newHubCertificate(t *testing.T) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "hub"}, DNSNames: []string{"hub.test"},
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "hub"},
+		DNSNames:  []string{"hub.test"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	require.NoError(t, err)
@@ -555,7 +557,9 @@ func TestHub(t *testing.T) {
 		roots := x509.NewCertPool()
 		issuing := server.IssuingCertificates()
 		roots.AddCert(issuing[len(issuing)-1])
-		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{hub}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots})
+		l, err := tls.Listen("tcp", "127.0.0.1:0",
+			&tls.Config{Certificates: []tls.Certificate{hub}, ClientAuth: tls.RequireAndVerifyClientCert,
+				ClientCAs: roots})
 		require.NoError(t, err)
 		defer l.Close()
 		go func() {
@@ -599,7 +603,8 @@ func TestHubDuringUpdate(t *testing.T) {
 		server.Fault(quarklinktest.CallFirmware, quarklinktest.Delay(time.Minute))
 		done := make(chan error)
 		go func() {
-			_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+			_, err := c.FirmwareUpdate(t.Context(),
+				quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
 			done <- err
 		}()
 		synctest.Wait()

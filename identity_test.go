@@ -254,7 +254,8 @@ func TestKeys(t *testing.T) {
 	require.NoError(t, server.AddBatch(quarklinktest.Batch{Name: "batch"}))
 	for name, signer := range map[string]crypto.Signer{"RSA": key, "RSA that makes PSS only": pssOnly{key}} {
 		t.Run(name, func(t *testing.T) {
-			c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.KeyStore = keystore.Static(signer) })
+			c := newClient(t, new(store.Mem), at(server),
+				func(cfg *quarklink.Config) { cfg.KeyStore = keystore.Static(signer) })
 			require.NoError(t, server.AddDevices("batch", c.DeviceID()))
 			_, err := c.Enrol(ctx)
 			assert.NoError(t, err)
@@ -288,7 +289,8 @@ func TestDeviceIDWithOpenSSL(t *testing.T) {
 	pass := filepath.Join(t.TempDir(), "secret")
 	b, _ := secret(t.Context())
 	require.NoError(t, os.WriteFile(pass, b, 0o600))
-	public := exec.CommandContext(t.Context(), openssl, "pkey", "-in", filepath.Join(dir, "key-esk"), "-passin", "file:"+pass, "-pubout", "-outform", "DER")
+	public := exec.CommandContext(t.Context(), openssl, "pkey", "-in", filepath.Join(dir, "key-esk"), "-passin",
+		"file:"+pass, "-pubout", "-outform", "DER")
 	der, err := public.Output()
 	require.NoError(t, err)
 	sum := exec.CommandContext(t.Context(), openssl, "dgst", "-sha256", "-r")
@@ -349,7 +351,8 @@ func TestParseDeviceID(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, good, string(id))
 	for _, bad := range []string{
-		"", good[1:], good + "0", strings.ToUpper(good), " " + good[1:], good[:63] + "\n", good[:63] + "g", good[:62] + "é",
+		"", good[1:], good + "0", strings.ToUpper(good), " " + good[1:], good[:63] + "\n", good[:63] + "g",
+		good[:62] + "é",
 	} {
 		id, err := quarklink.ParseDeviceID(bad)
 		assert.ErrorIs(t, err, quarklink.ErrInvalidParameter, "%q", bad)

@@ -98,13 +98,14 @@ func TestInstanceRefused(t *testing.T) {
 		eight[n] = newRoot(t, "further")
 	}
 	for name, i := range map[string]quarklink.Instance{
-		"no endpoint":              {Root: root},
-		"an endpoint with a port":  {Endpoint: "instance.example:443", Root: root},
-		"no root":                  {Endpoint: "instance.example"},
-		"further roots alone":      {Endpoint: "instance.example", Roots: []*x509.Certificate{root}},
-		"a damaged root":           {Endpoint: "instance.example", Root: damaged(t, root)},
-		"an unparsed root":         {Endpoint: "instance.example", Root: new(x509.Certificate)},
-		"a damaged further root":   {Endpoint: "instance.example", Root: root, Roots: []*x509.Certificate{damaged(t, root)}},
+		"no endpoint":             {Root: root},
+		"an endpoint with a port": {Endpoint: "instance.example:443", Root: root},
+		"no root":                 {Endpoint: "instance.example"},
+		"further roots alone":     {Endpoint: "instance.example", Roots: []*x509.Certificate{root}},
+		"a damaged root":          {Endpoint: "instance.example", Root: damaged(t, root)},
+		"an unparsed root":        {Endpoint: "instance.example", Root: new(x509.Certificate)},
+		"a damaged further root": {Endpoint: "instance.example", Root: root,
+			Roots: []*x509.Certificate{damaged(t, root)}},
 		"a further root of nil":    {Endpoint: "instance.example", Root: root, Roots: []*x509.Certificate{nil}},
 		"nine roots":               {Endpoint: "instance.example", Root: root, Roots: eight},
 		"an unparsed further root": {Endpoint: "instance.example", Root: root, Roots: []*x509.Certificate{{}}},
@@ -143,7 +144,8 @@ func TestInstanceIsACopy(t *testing.T) {
 func TestInstanceRecordForAnOlderLibrary(t *testing.T) {
 	st := new(store.Mem)
 	root := newRoot(t, "root")
-	i := quarklink.Instance{Endpoint: "a.example", Port: 6001, Root: root, Roots: []*x509.Certificate{newRoot(t, "next")}}
+	i := quarklink.Instance{Endpoint: "a.example", Port: 6001, Root: root,
+		Roots: []*x509.Certificate{newRoot(t, "next")}}
 	require.NoError(t, newClient(t, st).SetInstance(t.Context(), i))
 
 	data, err := st.Get(t.Context(), "instance")
@@ -182,9 +184,11 @@ func TestBadInstances(t *testing.T) {
 	c := newClient(t, new(store.Mem))
 	for _, i := range []quarklink.Instance{
 		{}, {Endpoint: "x"}, {Root: root}, {Endpoint: "a b", Root: root}, {Endpoint: "host/path", Root: root},
-		{Endpoint: "..", Root: root}, {Endpoint: "-x", Root: root}, {Endpoint: "a;b", Root: root}, {Endpoint: "exämple.com", Root: root},
+		{Endpoint: "..", Root: root}, {Endpoint: "-x", Root: root}, {Endpoint: "a;b", Root: root},
+		{Endpoint: "exämple.com", Root: root},
 		{Endpoint: "fe80::1%eth0", Root: root}, {Endpoint: "host", Root: new(x509.Certificate)},
-		{Endpoint: "user@host", Root: root}, {Endpoint: "host:1", Root: root}, {Endpoint: "host?x", Root: root}, {Endpoint: "host#x", Root: root}, {Endpoint: "ho\nst", Root: root},
+		{Endpoint: "user@host", Root: root}, {Endpoint: "host:1", Root: root}, {Endpoint: "host?x", Root: root},
+		{Endpoint: "host#x", Root: root}, {Endpoint: "ho\nst", Root: root},
 	} {
 		if err := c.SetInstance(t.Context(), i); !errors.Is(err, quarklink.ErrInvalidParameter) {
 			t.Errorf("SetInstance(%q): %v", i.Endpoint, err)

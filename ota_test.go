@@ -83,7 +83,8 @@ func TestFirmwareUpdate(t *testing.T) {
 	})
 	ctx := t.Context()
 	slot := newSlot(t, 1<<20)
-	options := quarklink.FirmwareOptions{Slot: slot, Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, key)}}
+	options := quarklink.FirmwareOptions{Slot: slot,
+		Verifier: secureboot.Verifier{Chip: image.ESP32C3, Schemes: schemes, Trusted: trusted(t, key)}}
 	done, err := c.FirmwareUpdate(ctx, options)
 	assert.ErrorIs(t, err, quarklink.ErrNoUpdate)
 	assert.False(t, done.Installed)
@@ -151,39 +152,57 @@ func TestFirmwareRefused(t *testing.T) {
 	}{
 		{name: "not an image", batch: flip(0), want: quarklink.ErrUpdate, also: image.ErrMagic, tell: true},
 		{name: "another chip", batch: asIs(signed(t, image.ESP32S3, keys[0])), want: quarklink.ErrUpdate, tell: true},
-		{name: "another chip, and the manifest does not say", batch: quarklinktest.Batch{Firmware: &quarklinktest.Firmware{
-			Image: bytes.NewReader(signed(t, image.ESP32S3, keys[0])), AsIs: true, Attributes: map[string]string{}}}, want: quarklink.ErrUpdate, also: image.ErrChip, tell: true},
-		{name: "virtual eFuses", batch: due(map[string]string{"efuse": "virtual"}), want: quarklink.ErrUpdate, tell: true},
+		{name: "another chip, and the manifest does not say",
+			batch: quarklinktest.Batch{Firmware: &quarklinktest.Firmware{
+				Image: bytes.NewReader(signed(t, image.ESP32S3, keys[0])), AsIs: true,
+				Attributes: map[string]string{}}},
+			want: quarklink.ErrUpdate, also: image.ErrChip, tell: true},
+		{name: "virtual eFuses", batch: due(map[string]string{"efuse": "virtual"}), want: quarklink.ErrUpdate,
+			tell: true},
 		{name: "damaged", batch: flip(0x30), want: quarklink.ErrUpdate, also: image.ErrChecksum, tell: true},
-		{name: "cut off within the image", batch: cut(100), want: quarklink.ErrUpdate, also: image.ErrTruncated, tell: true},
+		{name: "cut off within the image", batch: cut(100), want: quarklink.ErrUpdate, also: image.ErrTruncated,
+			tell: true},
 		{name: "cut off before the signature", batch: cut(sector), want: quarklink.ErrMissingSignature, tell: true},
 		{name: "not signed", batch: asIs(signed(t, image.ESP32C3)), want: quarklink.ErrMissingSignature, tell: true},
 		{name: "signature erased", batch: change(func(b []byte) []byte {
 			return append(b[:sector], bytes.Repeat([]byte{0xFF}, sector)...)
 		}), want: quarklink.ErrMissingSignature, tell: true},
-		{name: "signed by nobody that is trusted", batch: asIs(signed(t, image.ESP32C3, keys[1])), want: quarklink.ErrWrongSignature, tell: true},
+		{name: "signed by nobody that is trusted", batch: asIs(signed(t, image.ESP32C3, keys[1])),
+			want: quarklink.ErrWrongSignature, tell: true},
 		{name: "signature damaged", batch: flip(sector + 900), want: quarklink.ErrWrongSignature, tell: true},
-		{name: "too large for the slot", batch: asIs(good), setup: setup{size: sector}, want: quarklink.ErrUpdate, also: quarklink.ErrSlotTooSmall, tell: true},
+		{name: "too large for the slot", batch: asIs(good), setup: setup{size: sector}, want: quarklink.ErrUpdate,
+			also: quarklink.ErrSlotTooSmall, tell: true},
 		{name: "connection lost", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
 			s.Fault(quarklinktest.CallFirmware, quarklinktest.CutOff(5000))
 		}}, want: quarklink.ErrConnectionLost},
 		{name: "damaged on its way", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
 			s.Fault(quarklinktest.CallFirmware, quarklinktest.Damage(5000))
 		}}, want: quarklink.ErrUpdate, tell: true},
-		{name: "shorter than announced", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) { body(s, good[:len(good)-1]) }}, want: quarklink.ErrConnectionLost},
-		{name: "longer than announced", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) { body(s, append(bytes.Clone(good), 0)) }}, want: quarklink.ErrUpdate, tell: true},
-		{name: "longer than announced, in chunks", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
-			s.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				w.Write(good)
-				w.(http.Flusher).Flush()
-				w.Write(good)
-			})))
+		{name: "shorter than announced", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
+			body(s,
+				good[:len(good)-1])
+		}}, want: quarklink.ErrConnectionLost},
+		{name: "longer than announced", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
+			body(s,
+				append(bytes.Clone(good), 0))
 		}}, want: quarklink.ErrUpdate, tell: true},
+		{name: "longer than announced, in chunks", batch: asIs(good),
+			setup: setup{fault: func(s *quarklinktest.Server) {
+				s.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(
+					func(w http.ResponseWriter, _ *http.Request) {
+						w.Write(good)
+						w.(http.Flusher).Flush()
+						w.Write(good)
+					})))
+			}}, want: quarklink.ErrUpdate, tell: true},
 		{name: "gone when asked for", batch: asIs(good), setup: setup{fault: func(s *quarklinktest.Server) {
 			s.Fault(quarklinktest.CallFirmware, quarklinktest.Refuse(404, quarklinktest.ProblemNoFirmware, 0))
 		}}, want: quarklink.ErrNoUpdate},
-		{name: "the flash does not take it", batch: asIs(good), setup: setup{slot: func(s *flashSlot) { s.failAt = 5000 }}, want: quarklink.ErrUpdate, also: errFlash, tell: true},
-		{name: "the flash stores something else", batch: asIs(good), setup: setup{slot: func(s *flashSlot) { s.flipAt = 0x30 }}, want: quarklink.ErrUpdate, tell: true},
+		{name: "the flash does not take it", batch: asIs(good),
+			setup: setup{slot: func(s *flashSlot) { s.failAt = 5000 }}, want: quarklink.ErrUpdate, also: errFlash,
+			tell: true},
+		{name: "the flash stores something else", batch: asIs(good),
+			setup: setup{slot: func(s *flashSlot) { s.flipAt = 0x30 }}, want: quarklink.ErrUpdate, tell: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -225,10 +244,11 @@ func TestFirmwareRefused(t *testing.T) {
 
 // body answers the download with something else.
 func body(s *quarklinktest.Server, b []byte) {
-	s.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
-		w.Write(b)
-	})))
+	s.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(
+		func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+			w.Write(b)
+		})))
 }
 
 func TestFirmwareOptions(t *testing.T) {
@@ -250,10 +270,11 @@ func TestFirmwareChanges(t *testing.T) {
 	first, second := signed(t, image.ESP32C3), append(signed(t, image.ESP32C3), make([]byte, 100)...)
 	server, c := newMember(t, asIs(first))
 	once := sync.Once{}
-	server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		once.Do(func() { require.NoError(t, server.Publish("batch", *asIs(second).Firmware)) })
-		w.WriteHeader(http.StatusPreconditionFailed)
-	})).Times(1))
+	server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(
+		func(w http.ResponseWriter, _ *http.Request) {
+			once.Do(func() { require.NoError(t, server.Publish("batch", *asIs(second).Firmware)) })
+			w.WriteHeader(http.StatusPreconditionFailed)
+		})).Times(1))
 	done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
 	require.NoError(t, err)
 	assert.Equal(t, sha256.Sum256(second), [32]byte(done.Manifest.SHA256))
@@ -299,7 +320,8 @@ func TestOutcomeIsBounded(t *testing.T) {
 				server, c := newMember(t, asIs([]byte("image")))
 				server.Fault(quarklinktest.CallOutcome, fault)
 				start := time.Now()
-				done, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+				done, err := c.FirmwareUpdate(t.Context(),
+					quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
 				require.NoError(t, err)
 				assert.True(t, done.Installed)
 				assert.LessOrEqual(t, time.Since(start), time.Minute)
@@ -313,9 +335,8 @@ func TestOutcomeIsBounded(t *testing.T) {
 func TestFirmwareNeverDecided(t *testing.T) {
 	server, c := newMember(t, asIs([]byte("image")))
 	server.Fault(quarklinktest.CallFirmware, quarklinktest.Refuse(412, "", 0))
-	if _, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything}); err == nil {
-		t.Error("no error")
-	}
+	_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
+	assert.Error(t, err)
 	assert.LessOrEqual(t, server.Stats().Calls[quarklinktest.CallFirmware], 5)
 }
 
@@ -324,12 +345,15 @@ func TestVerifiersCode(t *testing.T) {
 	for _, want := range []error{quarklink.ErrUpdate, quarklink.ErrMissingSignature, quarklink.ErrWrongSignature} {
 		server, c := newMember(t, asIs([]byte("image")))
 		_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20),
-			Verifier: verifierFunc(func(context.Context, io.ReaderAt, int64) error { return fmt.Errorf("mine: %w", want) })})
+			Verifier: verifierFunc(func(context.Context, io.ReaderAt,
+				int64) error {
+				return fmt.Errorf("mine: %w", want)
+			})})
 		assert.ErrorIs(t, err, want)
 		onlyCode(t, err)
-		if told := server.Outcomes(c.DeviceID()); len(told) != 1 || told[0].Code != want {
-			t.Errorf("told %+v", told)
-		}
+		told := server.Outcomes(c.DeviceID())
+		require.Len(t, told, 1)
+		assert.Equal(t, want, told[0].Code)
 	}
 }
 

@@ -67,7 +67,8 @@ func TestProvisionBlankDevice(t *testing.T) {
 	root := newRoot(t, "instance root")
 	synctest.Test(t, func(t *testing.T) {
 		var told string
-		tool := &uart.Tool{Endpoint: "instance.example", Port: 6001, RootCA: root.Raw, SSID: "lab", Password: "correct horse",
+		tool := &uart.Tool{Endpoint: "instance.example", Port: 6001, RootCA: root.Raw, SSID: "lab",
+			Password:   "correct horse",
 			OnDeviceID: func(_ context.Context, id string) error { told = id; return nil }}
 		port := cable(t, tool)
 		st := new(store.Mem)
@@ -154,7 +155,8 @@ func answer(t *testing.T, lines map[string]string) uart.Port {
 func TestProvisionRefuses(t *testing.T) {
 	root := newRoot(t, "instance root")
 	good := map[string]string{
-		"wifi_ssid": "lab\n", "wifi_password": "correct horse\n", "ql_endpoint": "instance.example\n", "ql_port": "6000\n",
+		"wifi_ssid": "lab\n", "wifi_password": "correct horse\n", "ql_endpoint": "instance.example\n",
+		"ql_port":   "6000\n",
 		"ql_rootCA": base64.StdEncoding.EncodeToString(root.Raw) + "\n", "deviceID": "OK\n",
 	}
 	for _, test := range []struct {
@@ -170,7 +172,8 @@ func TestProvisionRefuses(t *testing.T) {
 		{"a port of 70000", "ql_port", "70000\n", false},
 		{"half a reply", "ql_endpoint", "", false},
 		{"a root that is no certificate", "ql_rootCA", base64.StdEncoding.EncodeToString([]byte("root")) + "\n", false},
-		{"a root with the outer shape of a certificate alone", "ql_rootCA", base64.StdEncoding.EncodeToString([]byte{0x30, 7, 0x30, 0, 0x30, 0, 3, 1, 0}) + "\n", false},
+		{"a root with the outer shape of a certificate alone", "ql_rootCA",
+			base64.StdEncoding.EncodeToString([]byte{0x30, 7, 0x30, 0, 0x30, 0, 3, 1, 0}) + "\n", false},
 		{"a root cut in half", "ql_rootCA", good["ql_rootCA"][:200] + "\n", false},
 		{"an SSID of 33 bytes", "wifi_ssid", strings.Repeat("x", 33) + "\n", false},
 		{"a password of 5 characters", "wifi_password", "short\n", false},

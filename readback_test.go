@@ -239,7 +239,8 @@ func answerStatus(server *quarklinktest.Server, id quarklink.DeviceID, state qua
 // TestUpdateOfARevokedDevice: it gets none, whatever the instance offers.
 func TestUpdateOfARevokedDevice(t *testing.T) {
 	server, c := newMember(t, quarklinktest.Batch{})
-	answerStatus(server, c.DeviceID(), quarklink.StateRevoked, fmt.Sprintf(`"firmware": {"size": 5, "sha256": "%064x"}`, 7))
+	answerStatus(server, c.DeviceID(), quarklink.StateRevoked,
+		fmt.Sprintf(`"firmware": {"size": 5, "sha256": "%064x"}`, 7))
 	status, err := c.Status(t.Context())
 	require.NoError(t, err)
 	assert.False(t, status.NeedsUpdate())

@@ -147,7 +147,8 @@ func TestRenewAnswers(t *testing.T) {
 	stale := func(s *quarklinktest.Server, c *quarklink.Client, today *calendar) {
 		s.SetPolicy("batch", quarklinktest.Policy{Lifetime: time.Hour})
 	}
-	fault := func(call quarklinktest.Call, f quarklinktest.Fault) func(*quarklinktest.Server, *quarklink.Client, *calendar) {
+	fault := func(call quarklinktest.Call, f quarklinktest.Fault) func(*quarklinktest.Server, *quarklink.Client,
+		*calendar) {
 		return func(s *quarklinktest.Server, _ *quarklink.Client, _ *calendar) { s.Fault(call, f) }
 	}
 	reenrol, connection := quarklinktest.CallReenrol, quarklinktest.CallConnection
@@ -155,14 +156,15 @@ func TestRenewAnswers(t *testing.T) {
 		trouble func(*quarklinktest.Server, *quarklink.Client, *calendar)
 		want    error
 	}{
-		"expires no later":     {stale, quarklink.ErrNotNewer},
-		"over another key":     {fault(reenrol, quarklinktest.WrongKey()), quarklink.ErrGeneral},
-		"two certificates":     {fault(reenrol, quarklinktest.TwoCertificates()), quarklink.ErrGeneral},
-		"of a foreign issuer":  {fault(reenrol, quarklinktest.ForeignIssuer()), quarklink.ErrCACerts},
-		"a bad CSR":            {fault(reenrol, badCSR(nil)), quarklink.ErrGeneral},
-		"not yet":              {fault(reenrol, answer202(nil)), quarklink.ErrValueNotAvailable},
-		"forbidden":            {fault(reenrol, quarklinktest.Refuse(403, "", 0)), quarklink.ErrGeneral},
-		"no cacerts":           {fault(quarklinktest.CallCACerts, quarklinktest.Refuse(404, "", 0)), quarklink.ErrCACerts},
+		"expires no later":    {stale, quarklink.ErrNotNewer},
+		"over another key":    {fault(reenrol, quarklinktest.WrongKey()), quarklink.ErrGeneral},
+		"two certificates":    {fault(reenrol, quarklinktest.TwoCertificates()), quarklink.ErrGeneral},
+		"of a foreign issuer": {fault(reenrol, quarklinktest.ForeignIssuer()), quarklink.ErrCACerts},
+		"a bad CSR":           {fault(reenrol, badCSR(nil)), quarklink.ErrGeneral},
+		"not yet":             {fault(reenrol, answer202(nil)), quarklink.ErrValueNotAvailable},
+		"forbidden":           {fault(reenrol, quarklinktest.Refuse(403, "", 0)), quarklink.ErrGeneral},
+		"no cacerts": {fault(quarklinktest.CallCACerts, quarklinktest.Refuse(404, "", 0)),
+			quarklink.ErrCACerts},
 		"the new one rejected": {fault(connection, quarklinktest.Refuse(403, "", 0)), quarklink.ErrGeneral},
 		"details of a type that is not known": {fault(connection, quarklinktest.Answer(http.HandlerFunc(
 			func(w http.ResponseWriter, _ *http.Request) {
@@ -259,7 +261,8 @@ func TestRenewOptionsChange(t *testing.T) {
 				_, err = c.Renew(t.Context(), o)
 				require.Error(t, err)
 				begun := call == quarklinktest.CallConnection
-				assert.Equal(t, begun, payload(t, st, "enrolment")["renewal"] == nil, "the request is kept until it is answered")
+				assert.Equal(t, begun, payload(t, st, "enrolment")["renewal"] == nil,
+					"the request is kept until it is answered")
 				status, err := c.Status(t.Context())
 				require.NoError(t, err)
 				assert.Equal(t, begun, status.NeedsRenewal(), "a renewal that has begun is to be ended")

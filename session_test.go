@@ -104,8 +104,10 @@ func TestAnswerWithinFiveMinutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer lateEnd()
 		server, c := newMember(t, quarklinktest.Batch{})
-		answer := "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n" + `{"state":"enrolled"}`
-		server.Fault(quarklinktest.CallStatus, quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 9*time.Minute).Times(3))
+		answer := "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n" +
+			`{"state":"enrolled"}`
+		server.Fault(quarklinktest.CallStatus,
+			quarklinktest.Refuse(503, quarklinktest.ProblemUnavailable, 9*time.Minute).Times(3))
 		server.Fault(quarklinktest.CallStatus, drip(answer, 1, 290*time.Second/time.Duration(len(answer))))
 		status, err := c.Status(t.Context())
 		require.NoError(t, err)
@@ -127,7 +129,8 @@ func TestSlowDownload(t *testing.T) {
 		says  string
 	}{
 		{"enough", 1 << 10, 9 * time.Second, 0, ""},
-		{"too slow", 1 << 10, 9400 * time.Millisecond, 63*9400*time.Millisecond + 10*time.Minute, "65536 bytes in 10m0s"},
+		{"too slow", 1 << 10, 9400 * time.Millisecond, 63*9400*time.Millisecond + 10*time.Minute,
+			"65536 bytes in 10m0s"},
 		{"rare", 64 << 10, 119 * time.Second, 0, ""},
 		{"too rare", 64 << 10, 121 * time.Second, 2 * time.Minute, "silent"},
 	} {
@@ -145,7 +148,8 @@ func TestSlowDownload(t *testing.T) {
 					}
 				}))
 				start := time.Now()
-				_, err := c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, size), Verifier: anything})
+				_, err := c.FirmwareUpdate(t.Context(),
+					quarklink.FirmwareOptions{Slot: newSlot(t, size), Verifier: anything})
 				if test.lost == 0 {
 					require.NoError(t, err)
 					return
@@ -254,10 +258,11 @@ func TestSwitchingProtocols(t *testing.T) {
 func TestNoCompression(t *testing.T) {
 	server, c := newMember(t, quarklinktest.Batch{})
 	var header http.Header
-	server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header = r.Header.Clone()
-		w.WriteHeader(http.StatusForbidden)
-	})))
+	server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(
+		func(w http.ResponseWriter, r *http.Request) {
+			header = r.Header.Clone()
+			w.WriteHeader(http.StatusForbidden)
+		})))
 	_, err := c.Status(t.Context())
 	require.Error(t, err)
 	assert.NotContains(t, header, "Accept-Encoding")
@@ -317,12 +322,15 @@ func TestOneStream(t *testing.T) {
 		})
 		c := newClient(t, new(store.Mem), at(server), func(cfg *quarklink.Config) { cfg.Transport = cable })
 		member(t, server, c, quarklinktest.Batch{})
-		for _, fault := range []quarklinktest.Fault{quarklinktest.CutOff(1), quarklinktest.LoseAnswer(), quarklinktest.LoseRequest(),
-			quarklinktest.Delay(time.Hour), quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				w.WriteHeader(500)
-				w.Write(make([]byte, 1<<20)) // more than the client reads
-			}))} {
-			for _, call := range []quarklinktest.Call{quarklinktest.CallStatus, quarklinktest.CallTemporary, quarklinktest.CallEnrol, quarklinktest.CallConnection} {
+		for _, fault := range []quarklinktest.Fault{quarklinktest.CutOff(1), quarklinktest.LoseAnswer(),
+			quarklinktest.LoseRequest(),
+			quarklinktest.Delay(time.Hour), quarklinktest.Answer(http.HandlerFunc(
+				func(w http.ResponseWriter, _ *http.Request) {
+					w.WriteHeader(500)
+					w.Write(make([]byte, 1<<20)) // more than the client reads
+				}))} {
+			for _, call := range []quarklinktest.Call{quarklinktest.CallStatus, quarklinktest.CallTemporary,
+				quarklinktest.CallEnrol, quarklinktest.CallConnection} {
 				server.Fault(call, fault.Times(1))
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				c.Status(ctx)
@@ -450,12 +458,13 @@ func TestSilence(t *testing.T) {
 		assert.LessOrEqual(t, time.Since(start), time.Hour)
 		server.ClearFaults()
 
-		server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Length", "5")
-			w.Write([]byte("im"))
-			w.(http.Flusher).Flush()
-			<-r.Context().Done()
-		})))
+		server.Fault(quarklinktest.CallFirmware, quarklinktest.Answer(http.HandlerFunc(
+			func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "5")
+				w.Write([]byte("im"))
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			})))
 		start = time.Now()
 		_, err = c.FirmwareUpdate(t.Context(), quarklink.FirmwareOptions{Slot: newSlot(t, 1<<20), Verifier: anything})
 		assert.ErrorIs(t, err, quarklink.ErrConnectionLost, "silence in the middle of an image")
@@ -486,11 +495,12 @@ func TestAuthenticatorSeesItsKey(t *testing.T) {
 	shown := 0
 	c := newClient(t, new(store.Mem), func(cfg *quarklink.Config) {
 		cfg.KeyStore, cfg.Instance = keystore.Static(key), &i
-		cfg.Transport = modem{transport.TLS{ServerName: i.Endpoint, Roots: roots, Under: server.Carrier()}, func(k crypto.PrivateKey) {
-			if shown++; k != crypto.PrivateKey(key) {
-				t.Errorf("the modem is shown a %T", k)
-			}
-		}}
+		cfg.Transport = modem{transport.TLS{ServerName: i.Endpoint, Roots: roots, Under: server.Carrier()},
+			func(k crypto.PrivateKey) {
+				if shown++; k != crypto.PrivateKey(key) {
+					t.Errorf("the modem is shown a %T", k)
+				}
+			}}
 	})
 	member(t, server, c, quarklinktest.Batch{})
 	_, err = c.Enrol(t.Context())

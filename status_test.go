@@ -169,10 +169,11 @@ func TestStatusOfAnotherDevice(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server, c := newMember(t, quarklinktest.Batch{})
-			server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("Content-Type", "application/json")
-				fmt.Fprint(w, body)
-			})))
+			server.Fault(quarklinktest.CallStatus, quarklinktest.Answer(http.HandlerFunc(
+				func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Content-Type", "application/json")
+					fmt.Fprint(w, body)
+				})))
 			s, err := c.Status(t.Context())
 			assert.ErrorIs(t, err, quarklink.ErrGeneral)
 			assert.Equal(t, quarklink.Status{}, s)
@@ -187,14 +188,18 @@ func TestStatusCode(t *testing.T) {
 		code   quarklink.Code
 		needs  bool
 	}{
-		{quarklink.Status{State: quarklink.StateRevoked, Firmware: due, CertificateExpired: true}, quarklink.CodeRevoked, false},
+		{quarklink.Status{State: quarklink.StateRevoked, Firmware: due, CertificateExpired: true},
+			quarklink.CodeRevoked, false},
 		{quarklink.Status{State: quarklink.StateNotEnrolled, Firmware: due}, quarklink.CodeUpdateRequired, true},
-		{quarklink.Status{State: quarklink.StateNotEnrolled, CertificateExpired: true}, quarklink.CodeNotEnrolled, true},
-		{quarklink.Status{State: quarklink.StateEnrolled, CertificateExpired: true, HasEnrolment: true}, quarklink.CodeCertificateExpired, true},
+		{quarklink.Status{State: quarklink.StateNotEnrolled, CertificateExpired: true}, quarklink.CodeNotEnrolled,
+			true},
+		{quarklink.Status{State: quarklink.StateEnrolled, CertificateExpired: true, HasEnrolment: true},
+			quarklink.CodeCertificateExpired, true},
 		{quarklink.Status{State: quarklink.StateEnrolled, HasEnrolment: true}, quarklink.CodeEnrolled, false},
 		{quarklink.Status{State: quarklink.StateEnrolled}, quarklink.CodeEnrolled, true},
 		{quarklink.Status{State: quarklink.StatePendingRevoke}, quarklink.CodeEnrolled, false},
-		{quarklink.Status{State: quarklink.StatePendingRevoke, CertificateExpired: true}, quarklink.CodeCertificateExpired, false},
+		{quarklink.Status{State: quarklink.StatePendingRevoke, CertificateExpired: true},
+			quarklink.CodeCertificateExpired, false},
 		{quarklink.Status{}, quarklink.CodeGeneral, true},
 	} {
 		assert.Equal(t, test.code, test.status.Code(), "%+v", test.status)

@@ -220,7 +220,8 @@ func TestRefusedOnce(t *testing.T) {
 		{name: "another version runs", says: info{Version: "1.7.0", Chip: "esp32c3"}, tried: true},
 		{name: "another digest runs", says: info{Version: "1.8.0", Chip: "esp32c3", SHA256: [32]byte{1}}, tried: true},
 		{name: "the chip is named otherwise", says: info{Version: "1.8.0", Chip: "esp32s3"}, tried: true},
-		{name: "the eFuses are virtual", says: info{Version: "1.8.0", Chip: "esp32c3", VirtualEFuse: true}, tried: true},
+		{name: "the eFuses are virtual", says: info{Version: "1.8.0", Chip: "esp32c3", VirtualEFuse: true},
+			tried: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newField(t)
@@ -298,7 +299,8 @@ func TestWhatIsAVerdict(t *testing.T) {
 			require.Len(t, told, 1)
 			assert.Equal(t, test.verdict, told[0].Code)
 			assert.Equal(t, map[string]any{
-				"device": string(c.DeviceID()), "sha256": fmt.Sprintf("%x", sha256.Sum256([]byte("image"))), "size": 5.0,
+				"device": string(c.DeviceID()), "sha256": fmt.Sprintf("%x", sha256.Sum256([]byte("image"))),
+				"size":    5.0,
 				"version": "1.8.1", "stage": "refused", "code": float64(test.verdict), "reported": "6991a4538a05cf2d",
 			}, f.stored(t))
 		})
