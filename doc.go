@@ -98,10 +98,11 @@
 // # State
 //
 // The client keeps the records "instance", "network", "enrolment", "csr" and
-// "update" in its [store.Store], and a software key store "key-esk" and "key-dsk"
-// beside them. Each has a version and a checksum. Each is written before the step that
+// "update" in its [store.Store], and "time" if it lives by [Client.Run]; a software
+// key store keeps "key-esk" and "key-dsk" beside them, and "key-dsk-next" while a key
+// is being replaced. Each has a version and a checksum. Each is written before the step that
 // relies on it, so that a power cut at any instant leaves a device that carries
-// on: an [Client.Enrol] that was cut short sends the same CSR again and gets the
+// on: a [Client.Enrol] that was cut short sends the same CSR again and gets the
 // same certificate. "update" remembers the image that was installed last, until
 // Config.Firmware reports it, or the one that was refused, so that neither happens
 // again and again.
