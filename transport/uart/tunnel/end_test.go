@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -258,6 +259,99 @@ func TestSameNonceAgain(t *testing.T) {
 	assert.Zero(t, c.ends[0].Readable())
 }
 
+// What is not a request for a stream that can be is not taken for one.
+func TestBadRequests(t *testing.T) {
+	for _, limits := range [][4]byte{{0, 15, 0, 240}, {0x40, 0, 0, 240}, {8, 0, 0, 15}, {8, 0, 0, 241}, {8, 0, 1, 0}} {
+		c := newCable(Options{})
+		c.say(1, 0, append([]byte{typeOpen, Version, 1, 2, 3, 4, 5, 6, 7, 8}, limits[:]...)...)
+		c.run(time.Second)
+		assert.False(t, c.ends[1].Asked(), "%x", limits)
+	}
+	c := newCable(Options{})
+	c.say(1, 0, typeOpen, Version, 1, 2, 3, 4, 5, 6, 7, 8, 0x3F, 0xFF, 0, 16)
+	c.run(time.Second)
+	assert.True(t, c.ends[1].Asked())
+}
+
+// A frame of another stream that comes twice may be a repetition of the line's;
+// two different ones are a peer in that stream.
+func TestStrangers(t *testing.T) {
+	c := newCable(Options{})
+	probe := []byte{typeProbe, 0, 0, 4, 0}
+	c.say(1, 7, probe...)
+	c.say(1, 7, probe...)
+	c.run(time.Second)
+	assert.Zero(t, c.ways[1].slots)
+	c.say(1, 8, typeFin, 0, 0)
+	c.run(time.Second)
+	assert.Zero(t, c.ways[1].slots, "each of another stream")
+	c.say(1, 8, probe...)
+	c.run(time.Second)
+	frame, _, _ := bytes.Cut(c.ends[1].out[1:], []byte{0})
+	decoded, ok := decode(frame)
+	require.True(t, ok)
+	body, key, _ := keyOf(decoded)
+	assert.Equal(t, []byte{typeReset, byte(ReasonUnknown)}, body)
+	assert.EqualValues(t, 8, key)
+}
+
+// Nonces whose CRC is 0 make a stream whose key is 1: 0 is no stream's.
+func TestKeyIsNever0(t *testing.T) {
+	var device, tool [8]byte
+	copy(device[:], "a device")
+	copy(tool[:], "tool")
+	// Run the CRC backwards from its end to find the last four bytes.
+	want := uint32(0xFFFFFFFF)
+	for range 4 {
+		for i, entry := range crc32.IEEETable {
+			if entry>>24 == want>>24 {
+				want = (want^entry)<<8 | uint32(i)
+				break
+			}
+		}
+	}
+	state := ^crc32.Update(crc32.ChecksumIEEE(device[:]), crc32.IEEETable, tool[:4])
+	binary.LittleEndian.PutUint32(tool[4:], state^want)
+	require.Zero(t, crc32.Update(crc32.ChecksumIEEE(device[:]), crc32.IEEETable, tool[:]))
+	assert.EqualValues(t, 1, streamKey(&device, &tool))
+}
+
+// An acknowledgement that has no room for all says so, and the sender does not
+// take for lost what it was not told of.
+func TestMoreThanAnAcknowledgementTells(t *testing.T) {
+	r := receiver{ring: make([]byte, 2048)}
+	r.begin()
+	for i := range ackRanges {
+		require.True(t, r.data(0, uint16(10+20*i), []byte("0123456789")))
+	}
+	assert.Zero(t, r.appendAck(nil)[2]&0x80)
+	require.True(t, r.data(0, 1000, []byte("0123456789")))
+	ack := r.appendAck(nil)
+	assert.NotZero(t, ack[2]&0x80)
+	assert.Len(t, ack, ackSize-1+2*ackRanges)
+
+	s := sender{ring: make([]byte, 2048), segments: make([]segment, 0, maxSegments)}
+	s.begin()
+	s.setPeer(peer{2048, MinFrame})
+	s.pace.flight = 1 << 14
+	s.write(make([]byte, 1000))
+	var c Counters
+	for len(s.next(0, nil, &c)) > 0 {
+	}
+	require.Greater(t, len(s.segments), 40)
+	body := []byte{typeAck, 0, 0, 8 | 0x80, 0, MinFrame, MinFrame}
+	_, ok := s.ack(time.Second, body)
+	require.True(t, ok)
+	assert.Equal(t, lost, s.segments[0].state)
+	assert.Equal(t, acked, s.segments[1].state)
+	require.NotEmpty(t, s.next(time.Second, nil, &c), "again")
+	_, ok = s.ack(2*time.Second, []byte{typeAck, 0, 2 * MinFrame, 8 | 0x80, 0})
+	require.True(t, ok)
+	for _, g := range s.segments { // all sent before what has come, but of them nothing was told
+		require.Equal(t, inFlight, g.state)
+	}
+}
+
 // The request goes again when its answer was lost, and makes one stream.
 func TestAcceptLost(t *testing.T) {
 	c := newCable(Options{})
@@ -306,19 +400,42 @@ func TestProtocolBroken(t *testing.T) {
 			c.run(2 * time.Second)
 			assert.ErrorIs(t, c.ends[0].Err(), ErrProtocol)
 			assert.ErrorIs(t, c.ends[1].Err(), ErrProtocol)
+
+			c = opened(t, Options{})
+			c.ways[0].fault = deaf // so that the peer cannot be the one that notices
+			c.say(0, c.ends[0].key, body...)
+			c.run(500 * time.Millisecond)
+			assert.ErrorIs(t, c.ends[0].Err(), ErrProtocol, "noticed here")
 		})
 	}
 }
 
-func TestEndMoves(t *testing.T) {
-	c := opened(t, Options{})
-	device, key := c.ends[0], c.ends[0].key
-	c.say(0, key, typeFin, 0, 9)
-	c.run(time.Second)
-	require.NoError(t, device.Err())
-	c.say(0, key, typeFin, 0, 8)
-	c.run(time.Second)
-	assert.ErrorIs(t, device.Err(), ErrProtocol)
+// The same, where it takes something that came before.
+func TestProtocolBrokenLater(t *testing.T) {
+	for name, bodies := range map[string][2][]byte{
+		"the end moves":           {{typeFin, 0, 9}, {typeFin, 0, 8}},
+		"data beyond the end":     {{typeFin, 0, 9}, {dataBit, 9, 'x'}},
+		"data across the end":     {{typeFin, 0, 9}, {dataBit, 8, 'x', 'y'}},
+		"the end before data":     {{dataBit, 8, 'x'}, {typeFin, 0, 8}},
+		"data after all of it":    {{typeFin, 0, 0}, {dataBit, 0, 'x'}},
+		"an empty run":            {nil, {typeAck, 0, 0, 4, 0, 1, 0}},
+		"a run that is not apart": {nil, {typeAck, 0, 0, 4, 0, 0, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := opened(t, Options{})
+			c.ways[0].fault = deaf
+			device := c.ends[0]
+			device.Write(c.now, []byte("hello"))
+			if bodies[0] != nil {
+				c.say(0, device.key, bodies[0]...)
+			}
+			c.run(100 * time.Millisecond)
+			require.NoError(t, device.Err())
+			c.say(0, device.key, bodies[1]...)
+			c.run(100 * time.Millisecond)
+			assert.ErrorIs(t, device.Err(), ErrProtocol)
+		})
+	}
 }
 
 // What is not ours or not whole, and types that may come to be, change nothing.

@@ -84,10 +84,14 @@ func measure(t testing.TB, seed uint64, i int) (share float64, c *cable) {
 // An update of 256 KiB through a line of 115200 baud with USB's latency, in slots
 // of the line. Everything is computed, so the figures are the same everywhere.
 func TestGoodput(t *testing.T) {
+	seeds := uint64(4)
+	if testing.Short() || raceEnabled {
+		seeds = 1
+	}
 	for i, line := range lines {
 		t.Run(line.name, func(t *testing.T) {
 			best, payload := ceiling(line.n)
-			for seed := range uint64(4) {
+			for seed := range seeds {
 				share, c := measure(t, seed, i)
 				t.Logf("goodput %.1f %% of the line; ceiling %.1f %%, with %d bytes a frame; acknowledgements take %.1f %% of the other direction",
 					100*share, 100*best, payload, 100*float64(c.ways[0].slots)/float64(c.ways[1].slots))
@@ -98,6 +102,30 @@ func TestGoodput(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Frames shrink when the line begins to damage them, and grow again when it ends.
+func TestFrameSizeFollowsTheLine(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	c := newCable(Options{})
+	require.True(t, c.open(r))
+	device, tool := c.ends[0], c.ends[1]
+	data, buf := make([]byte, 2048), make([]byte, 2048)
+	c.turn = func() {
+		tool.Write(c.now, data)
+		device.Read(c.now, buf)
+	}
+	pass := func(bytes uint64) int {
+		for until := device.Counters().Received + bytes; device.Counters().Received < until; {
+			require.True(t, c.step())
+		}
+		return tool.send.noise.payload(MaxFrame)
+	}
+	assert.Equal(t, MaxFrame, pass(64<<10), "clean")
+	c.ways[1].fault = damage(r, 100)
+	assert.Less(t, pass(64<<10), 40, "damaged")
+	c.ways[1].fault = nil
+	assert.Equal(t, MaxFrame, pass(64<<10), "clean again")
 }
 
 func BenchmarkGoodput(b *testing.B) {
