@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +157,108 @@ func TestTunnelDeadlines(t *testing.T) {
 		var network net.Error
 		require.ErrorAs(t, err, &network)
 		assert.True(t, network.Timeout())
+
+		device.SetReadDeadline(time.Now())
+		_, err = device.Read(make([]byte, 1))
+		assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		device.SetReadDeadline(time.Time{})
+		go instance.Write([]byte("x"))
+		_, err = device.Read(make([]byte, 1))
+		assert.NoError(t, err, "without a deadline")
+	})
+}
+
+// halfClosed is a stream to an instance that tells when its half was closed.
+type halfClosed struct {
+	net.Conn
+	closed chan struct{}
+}
+
+func (h halfClosed) CloseWrite() error {
+	close(h.closed)
+	return nil
+}
+
+// The instance learns that the device has closed its side, and can still answer.
+func TestToolHalfCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		closed := make(chan struct{})
+		b.tool.Instance = dialer(func(ctx context.Context) (net.Conn, error) {
+			c, err := b.instance.Dial(ctx)
+			return halfClosed{c, closed}, err
+		})
+		device, instance := b.dial(t)
+		require.NoError(t, device.(interface{ CloseWrite() error }).CloseWrite())
+		<-closed
+		go func() { instance.Write([]byte("bye")); instance.Close() }()
+		got, err := io.ReadAll(device)
+		require.NoError(t, err)
+		assert.Equal(t, "bye", string(got))
+		require.NoError(t, device.Close())
+		b.stop()
+	})
+}
+
+// The tool learns at once that the device has closed its stream.
+func TestTunnelCloseTells(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		device, instance := b.dial(t)
+		start := time.Now()
+		require.NoError(t, device.Close())
+		_, err := instance.Read(make([]byte, 1))
+		assert.Equal(t, io.EOF, err)
+		assert.Less(t, time.Since(start), time.Second)
+	})
+}
+
+// slow is a port that takes its time to write, and at first refuses to.
+type slow struct {
+	*end
+	t      *testing.T
+	busy   *atomic.Int32
+	refuse *atomic.Int32
+}
+
+func (p slow) Write(b []byte) (int, error) {
+	assert.EqualValues(p.t, 1, p.busy.Add(1), "two write at the same time")
+	defer p.busy.Add(-1)
+	time.Sleep(2 * time.Millisecond)
+	if b[0] != 'I' && p.refuse.Add(-1) >= 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return p.end.Write(b)
+}
+
+func (p slow) SetWriteDeadline(time.Time) error { return nil }
+
+// Frames go one after the other whoever sends them, and those that the port does
+// not take in time are lost like any that the line loses.
+func TestTunnelSlowPort(t *testing.T) {
+	onBench(t, func(t *testing.T, b *bench) {
+		port := slow{b.device, t, new(atomic.Int32), new(atomic.Int32)}
+		port.refuse.Store(3)
+		b.tunnel.Port = port
+		device, instance := b.dial(t)
+		go io.Copy(instance, instance)
+		data := bytes.Repeat([]byte("0123456789"), 1000)
+		go device.Write(data)
+		got := make([]byte, len(data))
+		_, err := io.ReadFull(device, got)
+		require.NoError(t, err)
+		assert.Equal(t, data, got)
+		instance.Close()
+		device.Close()
+	})
+}
+
+// Nothing but OK is a yes.
+func TestTunnelAnswerIsNoYes(t *testing.T) {
+	in(t, func(t *testing.T, d *Device, tool *end) {
+		no := says("hello\n")
+		play(t, tool, no, no, no, no, no)
+		_, err := (&Tunnel{Port: d.Port, Random: seeded(1)}).Dial(t.Context())
+		assert.ErrorIs(t, err, ErrReply)
 	})
 }
 
@@ -357,8 +460,10 @@ func TestTunnelRestarts(t *testing.T) {
 		b.device.Write([]byte("ets Jun  8 2016\r\nrst:0x1 (POWERON_RESET),boot:0x13\r\nI (30) boot: up\r\n"))
 		_, err := (&Device{Port: b.device}).SSID(t.Context())
 		assert.ErrorIs(t, err, ErrRefused)
+		start := time.Now()
 		_, err = instance.Read(make([]byte, 1))
 		assert.Equal(t, io.EOF, err, "the stream of before has ended")
+		assert.Less(t, time.Since(start), time.Second, "as soon as the device asked for something")
 		time.Sleep(time.Second)
 		assert.Contains(t, b.kinds(), EventResetSeen)
 
@@ -443,6 +548,7 @@ func TestToolConsoleInStream(t *testing.T) {
 		for range 20 {
 			device.Write(bytes.Repeat([]byte("secret\n"), 100))
 			b.device.Write([]byte("I (12) wifi: up\r\n"))
+			b.device.Write([]byte("\x05\x06of a frame\n\x00")) // half of one
 			time.Sleep(100 * time.Millisecond)
 		}
 		b.mu.Lock()
