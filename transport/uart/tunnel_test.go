@@ -493,10 +493,15 @@ func TestTunnelTwoTools(t *testing.T) {
 		b.tunnel.Port = tee{b.device, second}
 		device, err := b.tunnel.Dial(t.Context())
 		if err == nil {
+			done := make(chan struct{})
+			defer close(done)
 			for _, p := range []peers{b.instance, other} {
 				go func() {
-					c := <-p
-					io.Copy(c, c)
+					select {
+					case c := <-p:
+						io.Copy(c, c)
+					case <-done: // it was the other one that was asked
+					}
 				}()
 			}
 			device.SetDeadline(time.Now().Add(time.Minute))
