@@ -3,6 +3,9 @@ package quarklinktest_test
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
+	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,6 +16,7 @@ import (
 
 	"github.com/quarklink-go/quarklink"
 	"github.com/quarklink-go/quarklink/quarklinktest"
+	"github.com/quarklink-go/quarklink/transport"
 	"github.com/quarklink-go/quarklink/transport/uart"
 	"github.com/quarklink-go/quarklink/transport/uart/tunnel"
 )
@@ -80,5 +84,56 @@ func TestTunnelEnrols(t *testing.T) {
 		defer mu.Unlock()
 		assert.Positive(t, seen[uart.EventTunnelUp])
 		assert.Equal(t, seen[uart.EventTunnelUp], seen[uart.EventTunnelDown])
+	})
+}
+
+// recorded is a port that keeps what passes.
+type recorded struct {
+	uart.Port
+	mu   sync.Mutex
+	seen []byte
+}
+
+func (r *recorded) keep(p []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen = append(r.seen, p...)
+}
+
+func (r *recorded) Read(p []byte) (int, error) {
+	n, err := r.Port.Read(p)
+	r.keep(p[:n])
+	return n, err
+}
+
+func (r *recorded) Write(p []byte) (int, error) {
+	r.keep(p)
+	return r.Port.Write(p)
+}
+
+// transport.TLS works over the tunnel by itself, and the line shows nothing of
+// what passes in it.
+func TestTunnelUnderTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, quarklinktest.Options{InMemory: true})
+		require.NoError(t, s.AddBatch(quarklinktest.Batch{Name: "b"}))
+		_, port := cabled(t, s, nil)
+		line := &recorded{Port: port}
+		roots := x509.NewCertPool()
+		roots.AddCert(s.Instance().Root)
+		stream, err := transport.TLS{
+			ServerName: s.Instance().Endpoint, Roots: roots, Under: &uart.Tunnel{Port: line, Random: rand.Reader},
+		}.Dial(t.Context())
+		require.NoError(t, err)
+		fmt.Fprintf(stream, "GET /.well-known/est/cacerts HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", s.Instance().Endpoint)
+		answer, err := io.ReadAll(stream)
+		require.NoError(t, err)
+		assert.Contains(t, string(answer), "200 OK")
+		require.NoError(t, stream.Close())
+		line.mu.Lock()
+		defer line.mu.Unlock()
+		assert.Contains(t, string(line.seen), "ql_tunnel")
+		assert.NotContains(t, string(line.seen), "cacerts")
+		assert.NotContains(t, string(line.seen), "200 OK")
 	})
 }

@@ -2,8 +2,10 @@ package uart_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
@@ -70,6 +72,41 @@ func Example() {
 	// device: instance myql.quarklink.io:6000, root certificate of 417 bytes
 	// tool: DeviceID 01234567…
 	// tool: uart: context canceled
+}
+
+// A device reaches the instance through its cable; the tool carries the stream.
+func ExampleTunnel() {
+	devicePort, toolPort := net.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	tool := &uart.Tool{Instance: echo{}, Random: rand.Reader} // echo: for a real one transport.TCP(address)
+	served := make(chan error)
+	go func() { served <- tool.Serve(ctx, toolPort) }()
+
+	carrier := &uart.Tunnel{Port: devicePort, Random: rand.Reader}
+	stream, err := carrier.Dial(ctx) // quarklink.Config{Transport: carrier} does this, and TLS through it
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprint(stream, "hello, instance")
+	answer := make([]byte, 15)
+	if _, err := io.ReadFull(stream, answer); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s\n", answer)
+	stream.Close()
+	cancel()
+	<-served
+	// Output:
+	// hello, instance
+}
+
+// echo is an instance that says what it hears.
+type echo struct{}
+
+func (echo) Dial(context.Context) (net.Conn, error) {
+	tool, instance := net.Pipe()
+	go io.Copy(instance, instance)
+	return tool, nil
 }
 
 // A root certificate that the device could not hold is refused before anything

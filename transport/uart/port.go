@@ -26,14 +26,22 @@
 // There is no checksum: damage that leaves a valid value cannot be noticed
 // here. A damaged host name or Wi-Fi password shows when it is used.
 //
+// # The tunnel
+//
+// A device without a network reaches its instance through the same line:
+// [Tunnel] is the transport.Transport that it uses, and a Tool with an Instance
+// carries its streams. TLS runs end to end through it. Its protocol is in package
+// tunnel and in docs/tunnel.md.
+//
 // # Trust
 //
 // The conversation is in clear and the tool is not authenticated: who holds the
 // cable decides which instance the device trusts. Provision where that is
 // acceptable, such as on the production line.
 //
-// The package depends on neither crypto/x509 nor net, so that it fits
-// firmware built with TinyGo.
+// The package depends on neither crypto/tls nor crypto/x509, and on net for
+// net.Conn alone, so that it fits firmware built with TinyGo. Package tunnel needs
+// not even that.
 package uart
 
 import (
