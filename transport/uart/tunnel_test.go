@@ -60,7 +60,7 @@ func (b *bench) kinds() (kinds []EventKind) {
 	return kinds
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, change ...func(*bench)) *bench {
 	b := &bench{instance: make(peers, 1)}
 	b.device, b.port = newWire()
 	b.tunnel = &Tunnel{Port: b.device, Random: seeded(1)}
@@ -70,6 +70,9 @@ func newBench(t *testing.T) *bench {
 		e.Line = bytes.Clone(e.Line)
 		b.events = append(b.events, e)
 	}}
+	for _, c := range change {
+		c(b)
+	}
 	b.stop = serve(t, b.tool, b.port)
 	return b
 }
@@ -182,11 +185,12 @@ func (h halfClosed) CloseWrite() error {
 // The instance learns that the device has closed its side, and can still answer.
 func TestToolHalfCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t)
 		closed := make(chan struct{})
-		b.tool.Instance = dialer(func(ctx context.Context) (net.Conn, error) {
-			c, err := b.instance.Dial(ctx)
-			return halfClosed{c, closed}, err
+		b := newBench(t, func(b *bench) {
+			b.tool.Instance = dialer(func(ctx context.Context) (net.Conn, error) {
+				c, err := b.instance.Dial(ctx)
+				return halfClosed{c, closed}, err
+			})
 		})
 		device, instance := b.dial(t)
 		require.NoError(t, device.(interface{ CloseWrite() error }).CloseWrite())
